@@ -1,0 +1,45 @@
+package manifest
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+)
+
+// TestManualQuotesLimits checks the table of limits in the manual.
+func TestManualQuotesLimits(t *testing.T) {
+	quotes(t, "workloads.md", []string{
+		fmt.Sprintf("| a manifest | %s |", strings.Replace(FormatSize(MaxBytes), "MiB", " MiB", 1)),
+		fmt.Sprintf("| objects in one apply | %d |", MaxObjects),
+		fmt.Sprintf("| ports of a workload | %d |", portsMax),
+		fmt.Sprintf("| mounts of a workload | %d |", mountsMax),
+		fmt.Sprintf("| variables of a workload | %d |", envMax),
+		fmt.Sprintf("| name | %d bytes |", NameMax),
+		fmt.Sprintf("by default none; at least %d MiB | a limit, by default 512 MiB; at least %d MiB |", MemoryMin>>20, vmMemoryMin>>20),
+		fmt.Sprintf("the number of processors inside: at most %d, and no more than the capsule has |", vmCPUsMax/1000),
+		fmt.Sprintf("| mounts | at most %d | at most %d:", mountsMax, vmMountsMax),
+		fmt.Sprintf("| `stopGrace` | %.0f min |", GraceMax.Minutes()),
+	})
+	quotes(t, "volumes.md", []string{
+		fmt.Sprintf("| size of a volume | %d MiB to %d TiB |", VolumeMin>>20, VolumeMax>>40),
+		fmt.Sprintf("rounded up to whole extents of %d MiB", extentBytes>>20),
+		fmt.Sprintf("`%s` to `%s`", formatDuration(everyMin), formatDuration(everyMax)),
+		fmt.Sprintf("| `snapshots.keep` | `%d` |", keepDefault),
+		fmt.Sprintf("| mounts of one workload | %d; of a microVM", mountsMax),
+		fmt.Sprintf("| snapshots kept by a schedule | %d |", keepMax),
+	})
+}
+
+func quotes(t *testing.T, page string, rows []string) {
+	t.Helper()
+	text, err := os.ReadFile("../../docs/" + page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range rows {
+		if !strings.Contains(string(text), row) {
+			t.Errorf("docs/%s lacks %q", page, row)
+		}
+	}
+}

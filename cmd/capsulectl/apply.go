@@ -1,0 +1,112 @@
+package main
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	capsulev1 "capsule/api/capsule/v1"
+)
+
+// waitDefault is how long --wait waits: room for a large image on a slow line.
+const waitDefault = 5 * time.Minute
+
+// ApplyOptions of "apply".
+type ApplyOptions struct {
+	Files   []string
+	DryRun  bool
+	Wait    bool
+	Timeout time.Duration
+}
+
+func newApplyCommand(a *app) *cobra.Command {
+	var o ApplyOptions
+	cmd := &cobra.Command{
+		Use:   "apply -f FILE|DIR|-",
+		Short: "Create or change workloads and volumes from manifests",
+		Long: `Creates or changes what the manifests declare, all of it or nothing. A file may
+hold several documents, divided by "---"; of a folder its *.yaml and *.yml are
+read; "-" is the standard input.
+
+--dry-run checks everything on the capsule and shows what would change.
+--wait follows the workloads until what was applied runs, or has ended with
+code 0; a workload that fails or falls into back-off meanwhile ends the wait, and
+one that waits for a volume is waited for. A volume is ready once it is made.`,
+		Example: `  capsulectl apply -f web.yaml --wait
+  capsulectl apply -f manifests/ --dry-run`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, args []string) error { return runApply(cmd.Context(), a, o, args) },
+	}
+	flags := cmd.Flags()
+	flags.StringArrayVarP(&o.Files, "file", "f", nil, "file or folder of manifests, \"-\" for the standard input (repeatable)")
+	flags.BoolVar(&o.DryRun, "dry-run", false, "check and show the difference only")
+	flags.BoolVar(&o.Wait, "wait", false, "wait until it runs, and volumes are ready")
+	flags.DurationVar(&o.Timeout, "timeout", waitDefault, "bound of --wait")
+	must(cmd.MarkFlagRequired("file"))
+	return cmd
+}
+
+func runApply(ctx context.Context, a *app, o ApplyOptions, _ []string) error {
+	objects, err := a.readManifests(o.Files)
+	if err != nil {
+		return err
+	}
+	return applyObjects(ctx, a, o, objects)
+}
+
+func applyObjects(ctx context.Context, a *app, o ApplyOptions, objects []*capsulev1.Object) error {
+	answer, err := call(ctx, a, func(ctx context.Context, c *client) (*capsulev1.ApplyResponse, error) {
+		return c.objects.Apply(ctx, &capsulev1.ApplyRequest{Objects: objects, DryRun: o.DryRun})
+	})
+	if err != nil {
+		return err
+	}
+	if err := a.showApplied(answer.GetResults(), o.DryRun); err != nil {
+		return err
+	}
+	if !o.Wait || o.DryRun {
+		return nil
+	}
+	var targets []target
+	for _, r := range answer.GetResults() {
+		targets = append(targets, targetOf(r.GetObject()))
+	}
+	return a.waitReady(ctx, o.Timeout, targets)
+}
+
+var outcomes = map[capsulev1.Outcome]string{
+	capsulev1.Outcome_OUTCOME_CREATED:   "created",
+	capsulev1.Outcome_OUTCOME_CHANGED:   "changed",
+	capsulev1.Outcome_OUTCOME_UNCHANGED: "unchanged",
+}
+
+func (a *app) showApplied(results []*capsulev1.ApplyResult, dryRun bool) error {
+	v := view{columns: []string{}}
+	for _, r := range results {
+		meta := r.GetObject().GetMeta()
+		for _, w := range r.GetWarnings() {
+			a.ui.warn(nameOf(meta) + ": " + w)
+		}
+		v.names, v.values = append(v.names, nameOf(meta)), append(v.values, r)
+		if a.output != formatTable {
+			continue
+		}
+		text := outcomes[r.GetOutcome()]
+		if dryRun {
+			text += " (dry run)"
+		}
+		if isVolume(r.GetObject()) {
+			text += ": " + exactSize(r.GetObject().GetVolume().GetSpec().GetSize())
+		}
+		a.ui.printf("%s %s\n", nameOf(meta), text)
+		if dryRun && r.GetDiff() != "" {
+			a.ui.printf("%s\n", strings.TrimRight(r.GetDiff(), "\n"))
+		}
+	}
+	if a.output == formatTable {
+		return nil
+	}
+	return a.ui.show(a.output, v)
+}

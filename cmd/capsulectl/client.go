@@ -1,0 +1,93 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"google.golang.org/grpc"
+
+	capsulev1 "capsule/api/capsule/v1"
+	"capsule/internal/contexts"
+)
+
+// callMax bounds a call that has an answer at once.
+const callMax = 30 * time.Second
+
+// workMax bounds a call that is answered once the capsule has done its work: as
+// long as the capsule gives it.
+const workMax = 5 * time.Minute
+
+// client is a connection to one capsule.
+type client struct {
+	context   contexts.Context
+	conn      *grpc.ClientConn
+	objects   capsulev1.ObjectServiceClient
+	workloads capsulev1.WorkloadServiceClient
+	images    capsulev1.ImageServiceClient
+	volumes   capsulev1.VolumeServiceClient
+	capsule   capsulev1.CapsuleServiceClient
+}
+
+// dial gives the connection to the capsule that is meant, made once.
+func (a *app) dial() (*client, error) {
+	if a.client != nil {
+		return a.client, nil
+	}
+	store, err := contexts.Open("")
+	if err != nil {
+		return nil, err
+	}
+	named := a.named()
+	c, err := store.Resolve(named)
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return nil, &failure{exitUsage, err, "\"capsulectl context list\" shows those there are"}
+	}
+	if err != nil {
+		return nil, err
+	}
+	conn, err := c.Dial()
+	if err != nil {
+		return nil, err
+	}
+	if named != "" && named == c.Host {
+		c.Name = ""
+	}
+	a.client = &client{
+		context: c, conn: conn,
+		objects:   capsulev1.NewObjectServiceClient(conn),
+		workloads: capsulev1.NewWorkloadServiceClient(conn),
+		images:    capsulev1.NewImageServiceClient(conn),
+		volumes:   capsulev1.NewVolumeServiceClient(conn),
+		capsule:   capsulev1.NewCapsuleServiceClient(conn),
+	}
+	return a.client, nil
+}
+
+func (a *app) close() {
+	if a.client != nil {
+		a.client.conn.Close() //nolint:errcheck // the program ends
+	}
+}
+
+// call makes one short call to the capsule.
+func call[R any](ctx context.Context, a *app, do func(context.Context, *client) (R, error)) (R, error) {
+	return callWithin(ctx, a, callMax, do)
+}
+
+// callWithin makes one call that takes no longer than limit.
+func callWithin[R any](ctx context.Context, a *app, limit time.Duration, do func(context.Context, *client) (R, error)) (R, error) {
+	c, err := a.dial()
+	if err != nil {
+		var none R
+		return none, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return do(ctx, c)
+}
+
+// timeoutText is a --timeout in a sentence.
+func timeoutText(d time.Duration) string { return fmt.Sprintf("within %v", d) }

@@ -1,0 +1,153 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	capsulev1 "capsule/api/capsule/v1"
+	"capsule/api/manifest"
+)
+
+// kinds as written in commands, to those of objects.
+var kinds = map[string]string{
+	"container": "Container", "containers": "Container",
+	"microvm": "MicroVM", "microvms": "MicroVM",
+	"volume": manifest.KindVolume, "volumes": manifest.KindVolume,
+	"workload": "", "workloads": "",
+}
+
+func isVolume(o *capsulev1.Object) bool { return o.GetMeta().GetKind() == manifest.KindVolume }
+
+// parseKind reads a kind as an operator writes it; "" is a workload of either.
+func parseKind(s string) (string, error) {
+	kind, ok := kinds[strings.ToLower(s)]
+	if !ok {
+		return "", &failure{exitUsage, fmt.Errorf("unknown kind %q", s), "kinds are container, microvm, volume, and workload (a container or a microvm)"}
+	}
+	return kind, nil
+}
+
+// nameOf is an object in one word, as "-o name" prints it and commands take it.
+func nameOf(m *capsulev1.Meta) string {
+	return strings.ToLower(m.GetKind()) + "/" + m.GetName()
+}
+
+// kindAndName reads "KIND NAME" or "KIND/NAME".
+func kindAndName(args []string) (kind, name string, err error) {
+	if len(args) == 1 {
+		k, n, ok := strings.Cut(args[0], "/")
+		if !ok || n == "" {
+			kind, err = parseKind(args[0])
+			return kind, "", err
+		}
+		args = []string{k, n}
+	}
+	kind, err = parseKind(args[0])
+	return kind, args[1], err
+}
+
+var phaseNames = map[capsulev1.Phase]string{
+	capsulev1.Phase_PHASE_PENDING: "pending", capsulev1.Phase_PHASE_PULLING: "pulling",
+	capsulev1.Phase_PHASE_STARTING: "starting", capsulev1.Phase_PHASE_RUNNING: "running",
+	capsulev1.Phase_PHASE_BACK_OFF: "back-off", capsulev1.Phase_PHASE_STOPPING: "stopping",
+	capsulev1.Phase_PHASE_STOPPED: "stopped", capsulev1.Phase_PHASE_EXITED: "exited",
+	capsulev1.Phase_PHASE_FAILED: "failed",
+}
+
+func phaseName(p capsulev1.Phase) string {
+	if name := phaseNames[p]; name != "" {
+		return name
+	}
+	return "pending"
+}
+
+// joinState is a state and what is to be said about it, in one line.
+func joinState(state, message string) string {
+	if message == "" || message == state {
+		return state
+	}
+	return state + ": " + message
+}
+
+// objectView lists objects in every form, workloads before volumes. YAML is the
+// manifests, which can be applied again; JSON is all that the capsule knows.
+func objectView(objects []*capsulev1.Object, now time.Time) (view, error) {
+	slices.SortStableFunc(objects, func(a, b *capsulev1.Object) int {
+		return strings.Compare(a.GetMeta().GetName(), b.GetMeta().GetName())
+	})
+	volumes := slices.DeleteFunc(slices.Clone(objects), func(o *capsulev1.Object) bool { return !isVolume(o) })
+	workloads := slices.DeleteFunc(objects, isVolume)
+	v := view{columns: workloadColumns}
+	if len(volumes) > 0 {
+		v.below = &view{columns: volumeColumns}
+	}
+	for _, o := range append(workloads, volumes...) {
+		document, err := manifest.Encode(o)
+		if err != nil {
+			return v, err
+		}
+		v.yaml = append(v.yaml, document)
+		v.values = append(v.values, o)
+		v.names = append(v.names, nameOf(o.GetMeta()))
+		if isVolume(o) {
+			v.below.rows = append(v.below.rows, volumeRow(o, now))
+		} else {
+			v.rows = append(v.rows, workloadRow(o, now))
+		}
+	}
+	return v, nil
+}
+
+var workloadColumns = []string{"NAME", "KIND", "IMAGE", "STATE", "RESTARTS", "VOLUMES", "AGE", "MESSAGE"}
+
+func workloadRow(o *capsulev1.Object, now time.Time) []string {
+	m, w := o.GetMeta(), o.GetWorkload()
+	state, message := workloadState(o)
+	var volumes []string
+	for _, mount := range w.GetSpec().GetMounts() {
+		volumes = append(volumes, mount.GetVolume())
+	}
+	return []string{
+		m.GetName(), m.GetKind(), w.GetSpec().GetImage(), state, fmt.Sprint(w.GetStatus().GetRestarts()),
+		strings.Join(volumes, ", "), age(m.GetCreatedAt().AsTime(), now), message,
+	}
+}
+
+// workloadState is where a workload stands: a word, and a sentence.
+func workloadState(o *capsulev1.Object) (state, message string) {
+	m, s := o.GetMeta(), o.GetWorkload().GetStatus()
+	state, message = phaseName(s.GetPhase()), s.GetMessage()
+	switch {
+	case m.GetDeletedAt() != nil:
+		state = "deleting"
+	case s.GetGeneration() < m.GetGeneration():
+		message = notLookedAt(message)
+	case s.GetRunningGeneration() != 0 && s.GetRunningGeneration() < s.GetGeneration() && s.GetPhase() != capsulev1.Phase_PHASE_RUNNING &&
+		!strings.Contains(message, "keeps running"):
+		message += " (the one before runs on)"
+	}
+	return state, message
+}
+
+// notLookedAt adds to the message of a status that a newer generation waits.
+func notLookedAt(message string) string {
+	return strings.TrimPrefix(message+"; change not looked at yet", "; ")
+}
+
+// list joins names in a sentence.
+func list(names []string) string {
+	slices.Sort(names)
+	if len(names) < 2 {
+		return strings.Join(names, "")
+	}
+	return strings.Join(names[:len(names)-1], ", ") + " and " + names[len(names)-1]
+}
+
+// must is for flags that were defined a line above.
+func must(err error) {
+	if err != nil {
+		panic(err)
+	}
+}

@@ -1,0 +1,208 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	grpcstatus "google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	capsulev1 "capsule/api/capsule/v1"
+)
+
+// Bounds of following logs over a break: a capsule under emulation needs
+// minutes to boot.
+const (
+	followAgain = time.Second
+	followMax   = 10 * time.Minute // without any answer
+)
+
+// LogsOptions of "workload logs".
+type LogsOptions struct {
+	Follow     bool
+	Tail       int64
+	Since      string
+	Timestamps bool
+	Serial     bool
+}
+
+func newWorkloadLogsCommand(a *app) *cobra.Command {
+	var o LogsOptions
+	cmd := &cobra.Command{
+		Use:   "logs NAME",
+		Short: "Print what a workload wrote",
+		Long: `Prints what a workload wrote, byte for byte: its standard output to the standard
+output, its errors to the standard error. Starts and ends of the workload are
+marked by lines on the standard error that begin with "---".
+
+--follow goes on through restarts of the workload, of the daemon and of the
+machine, and ends when the workload is deleted.
+
+--serial prints the serial console of a MicroVM instead: its kernel, and the
+capsule's agent in it.`,
+		Example: `  capsulectl workload logs web --tail 20
+  capsulectl workload logs web -f --since 10m
+  capsulectl workload logs web --serial --tail 50`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error { return runWorkloadLogs(cmd.Context(), a, o, args[0]) },
+	}
+	flags := cmd.Flags()
+	flags.BoolVarP(&o.Follow, "follow", "f", false, "go on with what is written from now on")
+	flags.Int64Var(&o.Tail, "tail", -1, "only the last lines; -1 is all")
+	flags.StringVar(&o.Since, "since", "", "only what is younger than this: a duration (10m) or a time (2026-01-31T08:00:00Z)")
+	flags.BoolVar(&o.Timestamps, "timestamps", false, "put the time in front of each line")
+	flags.BoolVar(&o.Serial, "serial", false, "the serial console of a MicroVM instead")
+	return cmd
+}
+
+func runWorkloadLogs(ctx context.Context, a *app, o LogsOptions, name string) error {
+	since, err := parseSince(o.Since, time.Now())
+	if err != nil {
+		return err
+	}
+	p := &logPrinter{ui: a.ui, timestamps: o.Timestamps}
+	request := &capsulev1.LogsRequest{Name: name, Follow: o.Follow, Tail: o.Tail, Since: since, Serial: o.Serial}
+	lost := time.Time{}
+	for {
+		before := p.pieces
+		err := readLogs(ctx, a, request, p)
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil && o.Follow:
+			return nil // ending a follow is no failure
+		case !o.Follow || !isBreak(err) || p.pieces == 0 && lost.IsZero():
+			return err
+		}
+		if lost.IsZero() || p.pieces > before {
+			lost = time.Now()
+			a.ui.note("--- connection lost; trying again")
+		}
+		if time.Since(lost) > followMax {
+			return err
+		}
+		p.resume(request)
+		pause(ctx, followAgain)
+	}
+}
+
+// isBreak tells a connection that broke from an answer.
+func isBreak(err error) bool {
+	code := grpcstatus.Code(err)
+	return code == codes.Unavailable || code == codes.Aborted
+}
+
+func parseSince(s string, now time.Time) (*timestamppb.Timestamp, error) {
+	if s == "" {
+		return nil, nil
+	}
+	if d, err := time.ParseDuration(s); err == nil {
+		return timestamppb.New(now.Add(-d)), nil
+	}
+	t, err := time.Parse(time.RFC3339, s)
+	if err != nil {
+		return nil, &failure{exitUsage, fmt.Errorf("since %q: neither a duration nor a time", s), "write 10m, or 2026-01-31T08:00:00Z"}
+	}
+	return timestamppb.New(t), nil
+}
+
+func readLogs(ctx context.Context, a *app, request *capsulev1.LogsRequest, p *logPrinter) error {
+	c, err := a.dial()
+	if err != nil {
+		return err
+	}
+	stream, err := c.workloads.Logs(ctx, request)
+	if err != nil {
+		return err
+	}
+	for {
+		piece, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := p.print(piece); err != nil {
+			return err
+		}
+	}
+}
+
+// logPrinter writes pieces and knows where to go on after a break: at the time
+// of the last piece, less the pieces of that time that were already printed.
+type logPrinter struct {
+	ui         *ui
+	timestamps bool
+	pieces     int
+	last       time.Time
+	sameTime   int // pieces printed that carry the time last
+	skip       int
+	inLine     map[capsulev1.Stream]bool
+}
+
+func (p *logPrinter) resume(request *capsulev1.LogsRequest) {
+	if p.last.IsZero() {
+		return
+	}
+	request.Tail, request.Since, p.skip = -1, timestamppb.New(p.last), p.sameTime
+}
+
+// repeated tells whether a piece was printed before the break.
+func (p *logPrinter) repeated(t time.Time) bool {
+	if p.skip == 0 {
+		return false
+	}
+	if t.Before(p.last) {
+		return true
+	}
+	if t.Equal(p.last) {
+		p.skip--
+		return true
+	}
+	p.skip = 0
+	return false
+}
+
+func (p *logPrinter) print(piece *capsulev1.LogsResponse) error {
+	t := piece.GetTime().AsTime()
+	if p.repeated(t) {
+		return nil
+	}
+	if !t.Equal(p.last) {
+		p.last, p.sameTime = t, 0
+	}
+	p.sameTime++
+	p.pieces++
+	if piece.GetStream() == capsulev1.Stream_STREAM_EVENT {
+		p.ui.note("--- %s %s", t.UTC().Format(time.RFC3339), trimLine(piece.GetData()))
+		return nil
+	}
+	out := p.ui.out
+	if piece.GetStream() == capsulev1.Stream_STREAM_STDERR {
+		out = p.ui.err
+	}
+	if p.timestamps && !p.inLine[piece.GetStream()] {
+		if _, err := io.WriteString(out, t.UTC().Format("2006-01-02T15:04:05.000000Z")+" "); err != nil {
+			return err
+		}
+	}
+	if p.inLine == nil {
+		p.inLine = map[capsulev1.Stream]bool{}
+	}
+	p.inLine[piece.GetStream()] = piece.GetPartial()
+	_, err := out.Write(piece.GetData())
+	return err
+}
+
+func trimLine(data []byte) string {
+	for len(data) > 0 && data[len(data)-1] == '\n' {
+		data = data[:len(data)-1]
+	}
+	return string(data)
+}

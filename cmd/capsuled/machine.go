@@ -1,0 +1,302 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	capsulev1 "capsule/api/capsule/v1"
+	"capsule/internal/clock"
+	"capsule/internal/console"
+	"capsule/internal/disk"
+	"capsule/internal/identity"
+	"capsule/internal/server"
+	"capsule/internal/uplink"
+	"capsule/internal/version"
+)
+
+const (
+	identityDir   = "/perm/identity"
+	seedFile      = "capsule/seed.pem" // on the ESP
+	machineIDFile = "/perm/machine-id"
+	startsFile    = "/run/capsule/serve-starts"
+	noticeVar     = "NOTIFY_SOCKET"
+	groups        = "/sys/fs/cgroup/capsule"
+)
+
+// machine is this capsule as the API and the console show it.
+type machine struct {
+	boot   disk.Boot
+	name   string
+	starts uint32
+
+	// farewell lets the API give its last answers.
+	farewell func()
+
+	mu     sync.Mutex
+	reason string // of recovery mode; "" in normal mode
+	shown  shown
+}
+
+// shown is what changes while the machine runs.
+type shown struct {
+	ready  bool
+	claim  string
+	uplink uplink.State
+
+	virtualization string // as in InfoResponse
+}
+
+func newMachine() *machine {
+	m := &machine{starts: countStart(), name: "capsule"}
+	var err error
+	if m.boot, err = disk.ReadBoot(); err != nil {
+		slog.Error("boot", "error", err)
+	}
+	if name, err := os.Hostname(); err == nil && name != "" {
+		m.name = name
+	}
+	if os.Getenv("CAPSULE_MODE") == "recovery" {
+		m.reason = os.Getenv("CAPSULE_MODE_REASON")
+		if m.reason == "" {
+			m.reason = "the disk's state can't be read"
+		}
+	}
+	return m
+}
+
+// countStart counts the starts of this role since boot.
+func countStart() uint32 {
+	text, _ := os.ReadFile(startsFile) // absent at the first
+	n, _ := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 32)
+	n++
+	if err := os.WriteFile(startsFile, strconv.AppendUint(nil, n, 10), 0o644); err != nil {
+		slog.Error("count starts", "error", err)
+	}
+	return uint32(n)
+}
+
+func (m *machine) normal() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.reason == ""
+}
+
+// recover goes to recovery mode; there is no way back but a restart.
+func (m *machine) recover(reason string) {
+	slog.Error("recovery mode", "reason", reason)
+	m.mu.Lock()
+	m.reason = reason
+	m.mu.Unlock()
+	m.update(func(*shown) {})
+}
+
+// identity finds who this capsule is. The ESP is only mounted at the first start
+// of a boot: later ones find all on /perm.
+func (m *machine) identity() (*identity.Identity, error) {
+	id, err := m.loadIdentity()
+	if err != nil {
+		return nil, err
+	}
+	for _, w := range id.Warnings {
+		slog.Warn("identity", "warning", w)
+	}
+	claim := "unclaimed"
+	if id.Claimed() {
+		claim = "claimed"
+	}
+	m.update(func(s *shown) { s.claim = claim })
+	return id, nil
+}
+
+func (m *machine) loadIdentity() (id *identity.Identity, err error) {
+	if m.normal() && m.starts > 1 {
+		if id, err := identity.LoadReadOnly(identityDir, ""); err == nil && id.Claimed() {
+			return id, nil
+		}
+	}
+	if m.normal() {
+		mount := m.boot.WithESP(disk.Writable, func(esp string) error {
+			id, err = identity.Load(identityDir, filepath.Join(esp, seedFile))
+			return nil
+		})
+		if mount != nil {
+			slog.Error("look for the seed", "error", mount)
+		}
+		if id != nil {
+			return id, nil
+		}
+		if err != nil {
+			m.recover(err.Error())
+		}
+	}
+	if mount := m.boot.WithESP(disk.ReadOnly, func(esp string) error {
+		id, err = identity.LoadReadOnly(identityDir, filepath.Join(esp, seedFile))
+		return nil
+	}); mount != nil || id == nil {
+		// Without the ESP nothing new is made: a seed may still wait there.
+		return identity.LoadReadOnly(identityDir, "")
+	}
+	return id, err
+}
+
+// Info is what the machine knows of itself.
+func (m *machine) Info() *capsulev1.InfoResponse {
+	up := m.uplink()
+	m.mu.Lock()
+	virtualization := m.shown.virtualization
+	m.mu.Unlock()
+	info := &capsulev1.InfoResponse{
+		Name: m.name, Id: readWord(machineIDFile), Version: version.Version,
+		Kernel: readWord("/proc/sys/kernel/osrelease"), Architecture: runtime.GOARCH, Slot: m.boot.Slot,
+		Time: timestamppb.Now(), BootedAt: timestamppb.New(bootedAt()),
+		ClockSynchronized: clock.Now().Synced, Cpus: uint32(runtime.NumCPU()),
+		DaemonStarts: m.starts, Watchdog: watchdogName(), NetworkMessage: up.Message,
+		Virtualization: virtualization,
+	}
+	for _, a := range up.Addresses {
+		info.Addresses = append(info.Addresses, a.String())
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs("/perm", &st); err == nil && m.normal() {
+		info.PermTotal, info.PermFree = st.Blocks*uint64(st.Bsize), st.Bavail*uint64(st.Bsize)
+	}
+	return info
+}
+
+func bootedAt() time.Time {
+	var up unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &up) // can't fail on Linux
+	return time.Now().Add(-time.Duration(up.Nano()))
+}
+
+// watchdogName is the driver of the first real watchdog, else softdog.
+func watchdogName() string {
+	files, _ := filepath.Glob("/sys/class/watchdog/watchdog*/identity") // the pattern is good
+	name := ""
+	for _, f := range files {
+		if n := readText(f); n != "" && (name == "" || strings.HasPrefix(name, "Software")) {
+			name = n
+		}
+	}
+	return name
+}
+
+func readText(path string) string {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(text))
+}
+
+func readWord(path string) string {
+	word, _, _ := strings.Cut(readText(path), "\n")
+	return word
+}
+
+// Mode of this start.
+func (m *machine) Mode() (capsulev1.Mode, string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.reason != "" {
+		return capsulev1.Mode_MODE_RECOVERY, m.reason
+	}
+	return capsulev1.Mode_MODE_NORMAL, ""
+}
+
+// Power asks process 1, which stops everything in order.
+func (m *machine) Power(state server.PowerState) error {
+	sig := unix.SIGTERM
+	if state == server.PowerOff {
+		sig = unix.SIGUSR2
+	}
+	if err := unix.Kill(1, sig); err != nil {
+		return fmt.Errorf("signal process 1: %w", err)
+	}
+	return nil
+}
+
+// RestartService kills a service with all that it started; workloads and their
+// shims are in groups of their own.
+func (m *machine) RestartService(name string) error {
+	group := map[string]string{"capsuled": "serve", "containerd": "containerd"}[name]
+	if group == "" {
+		return fmt.Errorf("unknown service %q", name)
+	}
+	if name == "capsuled" && m.farewell != nil {
+		m.farewell()
+	}
+	return os.WriteFile(filepath.Join(groups, group, "cgroup.kill"), []byte("1"), 0)
+}
+
+// SystemLog is where process 1 writes what its services print.
+func (m *machine) SystemLog() string {
+	if os.Getenv("CAPSULE_MODE") == "recovery" {
+		return "/run/capsule/logs/system"
+	}
+	return "/perm/logs/system"
+}
+
+// KernelLog is the kernel's ring.
+func (m *machine) KernelLog() string { return "/dev/kmsg" }
+
+func (m *machine) uplink() uplink.State {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.shown.uplink
+}
+
+func (m *machine) setUplink(s uplink.State) { m.update(func(now *shown) { now.uplink = s }) }
+
+func (m *machine) timeServers() []string {
+	var list []string
+	for _, a := range m.uplink().NTP {
+		list = append(list, a.String())
+	}
+	return list
+}
+
+// update changes what is shown and shows it.
+func (m *machine) update(change func(*shown)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	change(&m.shown)
+	s := console.State{
+		Name: m.name, Claim: m.shown.claim, Version: version.Version, Slot: m.boot.Slot, Mode: "normal",
+		Reason: m.reason, Network: m.shown.uplink.Message, Ready: m.shown.ready,
+	}
+	if m.reason != "" {
+		s.Mode = "recovery"
+	}
+	if a := m.shown.uplink.Addresses; len(a) > 0 {
+		s.Address = netip.AddrPortFrom(a[0].Addr(), 50000).String()
+	}
+	console.Show(s)
+}
+
+// notify tells process 1, in the form of sd_notify.
+func notify(text string) error {
+	path := os.Getenv(noticeVar)
+	if path == "" {
+		return errors.New(noticeVar + " is not set")
+	}
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		return err
+	}
+	_, err = conn.Write([]byte(text))
+	return errors.Join(err, conn.Close())
+}

@@ -1,0 +1,50 @@
+// Capsuled is the machine's software in one binary with two roles: as process 1 it
+// keeps the machine running, and as "capsuled serve", its child, it does the rest.
+// It also runs for a moment as the stage of each microVM's jail.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+
+	"golang.org/x/sys/unix"
+
+	"capsule/internal/jail"
+	"capsule/internal/version"
+)
+
+const usage = `capsuled runs on a capsule, not by hand:
+  capsuled          as process 1: the machine
+  capsuled serve    its API and workloads
+  capsuled version
+`
+
+func main() {
+	jail.Stage() // first: the stage of a jail is process 1 of its own namespace
+	if os.Getpid() == 1 {
+		initMachine()
+	}
+	switch {
+	case len(os.Args) == 2 && os.Args[1] == "serve":
+		os.Exit(runServe())
+	case len(os.Args) == 2 && os.Args[1] == "version":
+		fmt.Println(version.Version)
+	default:
+		fmt.Fprint(os.Stderr, usage)
+		os.Exit(2)
+	}
+}
+
+// runServe is the serve role until process 1 asks it to end.
+func runServe() int {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
+	defer stop()
+	if err := serve(ctx); err != nil && !errors.Is(err, context.Canceled) {
+		fmt.Fprintf(os.Stderr, "error: %v\n", err)
+		return 1
+	}
+	return 0
+}

@@ -1,0 +1,398 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"golang.org/x/net/netutil"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"capsule/internal/clock"
+	"capsule/internal/container"
+	"capsule/internal/image"
+	"capsule/internal/instance"
+	"capsule/internal/logs"
+	"capsule/internal/lvm"
+	"capsule/internal/microvm"
+	"capsule/internal/network"
+	"capsule/internal/qemu"
+	"capsule/internal/server"
+	"capsule/internal/store"
+	"capsule/internal/uplink"
+	"capsule/internal/volume"
+	"capsule/internal/workload"
+)
+
+const (
+	apiAddress       = ":50000"
+	storePath        = "/perm/state.db"
+	containerdSocket = "unix:///run/containerd/containerd.sock"
+	containerdSpace  = "capsule"
+	runtimeName      = "io.containerd.runc.v2"
+	messageMax       = 16 << 20         // bytes, of containerd
+	stopMax          = 55 * time.Second // workloads at shutdown; process 1 gives 60 s
+	answersMax       = 2 * time.Second  // calls that are under way at the end
+	restMax          = 10 * time.Second // the lvm command that is under way then; a kill would leave volumes suspended
+	againMin         = 200 * time.Millisecond
+	againMax         = 10 * time.Second
+)
+
+// daemon is the serve role: it brings the parts together. The API comes first
+// and waits for nothing; all else joins when it can.
+type daemon struct {
+	machine  *machine
+	store    *store.Store // a copy, or nil, in recovery mode
+	client   *containerd.Client
+	conn     *grpc.ClientConn
+	images   *image.Store
+	volumes  *volume.Manager // nil in recovery mode
+	kept     chan struct{}   // closed once volumes are usable
+	loop     atomic.Pointer[workload.Loop]
+	looping  chan struct{} // closed once the loop is there
+	network  atomic.Pointer[network.Network]
+	filtered chan struct{} // closed once making the network was tried
+}
+
+// serve runs until ctx ends, then stops all workloads: only the machine's end
+// asks it to. A crash, or a kill, leaves every workload running.
+func serve(ctx context.Context) error {
+	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stdout, nil)))
+	m := newMachine()
+	d := &daemon{machine: m, filtered: make(chan struct{}), looping: make(chan struct{}), kept: make(chan struct{})}
+	d.openStore()
+	if d.store != nil {
+		defer d.store.Close()
+	}
+	if err := d.connect(); err != nil {
+		return err
+	}
+	srv, listener, err := d.api()
+	if err != nil {
+		return err
+	}
+	m.farewell = func() { finish(srv) }
+	// Parts live until the workloads are stopped, beyond ctx.
+	life, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	failed := make(chan error, 2) // of the API and the loop
+	go func() {
+		if err := srv.Serve(listener); err != nil {
+			failed <- fmt.Errorf("serve the API: %w", err)
+		}
+	}()
+	m.update(func(s *shown) { s.ready = true })
+	if m.normal() {
+		go d.keepVolumes(life)
+		go func() {
+			if err := d.workloads(life); err != nil {
+				failed <- fmt.Errorf("run workloads: %w", err)
+			}
+		}()
+		go d.announce(life)
+	} else {
+		close(d.filtered)
+	}
+	go d.uplinks(life)
+	go repeat(life, "clock", func(ctx context.Context) error {
+		return clock.Run(ctx, clock.Options{Servers: m.timeServers, OnSync: func() { m.update(func(*shown) {}) }})
+	})
+	select {
+	case err := <-failed:
+		return err // process 1 starts this role anew
+	case <-ctx.Done():
+	}
+	d.stopWorkloads(life)
+	finish(srv)
+	end()
+	d.restStorage(context.WithoutCancel(ctx))
+	return nil
+}
+
+// restStorage ends the care of volumes, which process 1 unmounts then.
+func (d *daemon) restStorage(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, restMax)
+	defer cancel()
+	if err := lvm.Rest(ctx); err != nil {
+		slog.Error("end the care of volumes", "error", err)
+	}
+}
+
+// openStore opens what was declared. What can't be read is recovery mode, with
+// the checked copy to look at.
+func (d *daemon) openStore() {
+	if d.machine.normal() {
+		st, err := store.Open(storePath)
+		if err == nil {
+			d.store = st
+			return
+		}
+		d.machine.recover(err.Error())
+	}
+	st, err := store.OpenCopy(storePath)
+	if err != nil {
+		slog.Error("open the copy of the state", "error", err)
+		return
+	}
+	d.store = st
+}
+
+// connect prepares for containerd without waiting for it: calls fail until it
+// listens, and again while it is restarted.
+func (d *daemon) connect() (err error) {
+	d.conn, err = grpc.NewClient(containerdSocket,
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 1.5, MaxDelay: 500 * time.Millisecond},
+			MinConnectTimeout: time.Second,
+		}),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(messageMax), grpc.MaxCallSendMsgSize(messageMax)),
+		// The client names its namespace only on connections that it makes itself.
+		grpc.WithUnaryInterceptor(func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+			return invoke(inNamespace(ctx), method, req, reply, cc, opts...)
+		}),
+		grpc.WithStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+			return open(inNamespace(ctx), desc, cc, method, opts...)
+		}))
+	if err != nil {
+		return fmt.Errorf("prepare for containerd: %w", err)
+	}
+	d.client, err = containerd.NewWithConn(d.conn, containerd.WithDefaultNamespace(containerdSpace), containerd.WithDefaultRuntime(runtimeName))
+	if err != nil {
+		return fmt.Errorf("prepare for containerd: %w", err)
+	}
+	return nil
+}
+
+func inNamespace(ctx context.Context) context.Context {
+	if _, ok := namespaces.Namespace(ctx); ok {
+		return ctx
+	}
+	return namespaces.WithNamespace(ctx, containerdSpace)
+}
+
+// api makes the server and takes its port.
+func (d *daemon) api() (*grpc.Server, net.Listener, error) {
+	id, err := d.machine.identity()
+	if err != nil {
+		return nil, nil, err
+	}
+	config, err := id.ServerTLS(d.machine.name)
+	if err != nil {
+		return nil, nil, err
+	}
+	o := server.Options{TLS: config, Store: d.store, Machine: d.machine, Kinds: kinds(), Log: slog.Default()}
+	if d.machine.normal() {
+		book := image.NewRegistryBook(d.store.Bucket("registries"))
+		d.images = image.Open(d.client, book)
+		d.volumes = volume.New(volume.Options{Store: d.store, Content: d.images, Freed: d.freed, Log: slog.Default()})
+		o.Registries, o.Images, o.Runtime, o.Volumes = book, patientImages{d.images, d}, patientRuntime{d}, patientVolumes{d.volumes, d}
+	}
+	srv, err := server.New(o)
+	if err != nil {
+		return nil, nil, err
+	}
+	listener, err := net.Listen("tcp", apiAddress)
+	if err != nil {
+		return nil, nil, fmt.Errorf("listen for the API: %w", err)
+	}
+	return srv, netutil.LimitListener(listener, server.ConnectionsMax), nil
+}
+
+// workloads makes the network, as often as it takes, then runs the loop.
+func (d *daemon) workloads(ctx context.Context) error {
+	var n *network.Network
+	first := true
+	repeat(ctx, "network", func(context.Context) (err error) {
+		n, err = network.New(network.Options{Store: d.store.Bucket("network"), Hostname: d.machine.name, Log: slog.Default()})
+		if err == nil {
+			d.network.Store(n)
+			d.upstreams(d.machine.uplink())
+		}
+		if first {
+			first = false
+			close(d.filtered)
+		}
+		return err
+	})
+	if ctx.Err() != nil {
+		return nil //nolint:nilerr // the end that was asked for is no failure
+	}
+	loop := workload.NewLoop(workload.LoopOptions{
+		Store: d.store, Images: d.images, Network: n, Volumes: d.volumes, LogDir: logs.Dir, Mark: logs.Mark, DropLog: logs.Remove,
+		Drivers: d.drivers(ctx),
+	})
+	d.volumes.SetGuests(loop)
+	d.loop.Store(loop)
+	close(d.looping)
+	return loop.Run(ctx)
+}
+
+// keepVolumes finishes or undoes what a former run left half done, as often as it
+// takes, then makes volumes be as declared. Until then workloads that mount some
+// wait, and others don't.
+func (d *daemon) keepVolumes(ctx context.Context) {
+	repeat(ctx, "volumes", func(ctx context.Context) error {
+		// What an lvm command did that went down with a former daemon.
+		if err := lvm.Resume(ctx); err != nil {
+			return err
+		}
+		if err := d.volumes.Recover(ctx); err != nil {
+			return err
+		}
+		// Process 1 has done so at the boot, or is about to: but for what was half done.
+		look, err := lvm.Activate(ctx)
+		if look {
+			slog.Error("some volumes can't be activated") // whoever mounts them is told why
+		}
+		return err
+	})
+	if ctx.Err() != nil {
+		return
+	}
+	close(d.kept)
+	d.freed("")
+	repeat(ctx, "volumes", d.volumes.Run)
+}
+
+// freed has the workloads looked at that wait for a volume, or for any when it is
+// "". One that the loop does not know yet it looks at first anyhow.
+func (d *daemon) freed(name string) {
+	if loop := d.loop.Load(); loop != nil {
+		loop.Freed(name)
+	}
+}
+
+// kinds are those that have a driver here.
+func kinds() []string {
+	if !virtualization.possible() {
+		return []string{instance.Container}
+	}
+	return []string{instance.Container, instance.MicroVM}
+}
+
+// drivers by kind.
+func (d *daemon) drivers(ctx context.Context) map[string]workload.Driver {
+	drivers := map[string]workload.Driver{instance.Container: container.New(d.client, container.Options{})}
+	found := virtualization.find(ctx)
+	if found == "" {
+		return drivers
+	}
+	d.machine.update(func(s *shown) { s.virtualization = found })
+	var o microvm.Options
+	if reason, emulated := strings.CutPrefix(found, emulatedFor); emulated {
+		o.Emulated, o.Nested = reason, qemu.Emulated()
+	}
+	drivers[instance.MicroVM] = microvm.New(d.client, o)
+	return drivers
+}
+
+// uplinks connect to the world only once it was tried to filter what it sends.
+func (d *daemon) uplinks(ctx context.Context) {
+	select {
+	case <-d.filtered:
+	case <-ctx.Done():
+		return
+	}
+	repeat(ctx, "uplink", func(ctx context.Context) error {
+		return uplink.Run(ctx, uplink.Options{Hostname: d.machine.name, Log: slog.Default(), OnChange: func(s uplink.State) {
+			d.machine.setUplink(s)
+			d.upstreams(s)
+		}})
+	})
+}
+
+// upstreams tells the workloads' DNS whom to ask.
+func (d *daemon) upstreams(s uplink.State) {
+	n := d.network.Load()
+	if n == nil {
+		return
+	}
+	if err := errors.Join(n.SetUpstreams(append([]netip.Addr{}, s.DNS...)), n.SetDomain(s.Domain)); err != nil {
+		slog.Error("pass DNS servers on", "error", err)
+	}
+}
+
+// announce tells process 1 that all works, which makes this version the good one.
+// It tries until it could: a version that works in the end must not be counted
+// out for a containerd that was restarted meanwhile.
+func (d *daemon) announce(ctx context.Context) { repeat(ctx, "readiness", d.tellReady) }
+
+func (d *daemon) tellReady(ctx context.Context) error {
+	d.conn.Connect()
+	for state := d.conn.GetState(); state != connectivity.Ready; state = d.conn.GetState() {
+		if !d.conn.WaitForStateChange(ctx, state) {
+			return ctx.Err()
+		}
+		d.conn.Connect() // it may be idle again
+	}
+	if _, err := d.client.Version(ctx); err != nil {
+		return fmt.Errorf("ask containerd: %w", err)
+	}
+	select {
+	case <-d.filtered:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if d.network.Load() == nil {
+		return errNoNetwork // not good: the boot counter goes on
+	}
+	return notify("READY=1")
+}
+
+var errNoNetwork = errors.New("the network of workloads is not made yet")
+
+// stopWorkloads at the machine's end, without a change of what is wanted.
+func (d *daemon) stopWorkloads(ctx context.Context) {
+	loop := d.loop.Load()
+	if loop == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, stopMax)
+	defer cancel()
+	if err := loop.StopAll(ctx); err != nil {
+		slog.Error("stop workloads", "error", err)
+	}
+}
+
+// finish lets calls end, within bounds: a watch never does.
+func finish(srv *grpc.Server) {
+	done := make(chan struct{})
+	go func() { srv.GracefulStop(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(answersMax):
+		srv.Stop()
+		<-done
+	}
+}
+
+// repeat runs a part again, less and less often, until it ends without error.
+func repeat(ctx context.Context, what string, run func(context.Context) error) {
+	for wait := againMin; ; wait = min(2*wait, againMax) {
+		err := run(ctx)
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		slog.Error(what+" failed; tried again", "error", err, "after", wait)
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+var _ server.Machine = (*machine)(nil)

@@ -1,0 +1,176 @@
+package main
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	diskfs "github.com/diskfs/go-diskfs"
+	"github.com/diskfs/go-diskfs/partition/gpt"
+	"github.com/google/uuid"
+
+	"capsule/internal/lvm"
+	"capsule/internal/slot"
+)
+
+// Sizes in bytes. ESP and slots keep theirs for the life of a machine; PERM is
+// grown at boot to the end of the disk.
+const (
+	sector    = 512
+	alignment = 1 << 20
+	espSize   = 1 << 30
+	slotSize  = 1 << 30
+	permSize  = 1 << 30
+)
+
+// triesMax is how often the loader starts a slot that was never healthy.
+const triesMax = 3
+
+const (
+	typeESP  = gpt.EFISystemPartition
+	typeSlot = gpt.LinuxFilesystem
+	typePERM = gpt.LinuxLVM
+	diskSize = alignment + espSize + 2*slotSize + permSize + alignment
+)
+
+// espFile is one file of the ESP: its path there, and where it comes from.
+type espFile struct {
+	path    string
+	from    string // file, when not empty
+	content string
+}
+
+// loaderConf never names a default: that would boot a slot whose tries are used up.
+const loaderConf = "timeout 0\neditor no\n"
+
+// bootEntry is slot A's first entry. Its name carries three tries; version counts
+// what was ever installed, so that going back to an older release orders right.
+func bootEntry(version, uki string) string {
+	return fmt.Sprintf("title Capsule %s\nsort-key capsule\nversion 1\nefi %s\n", version, uki)
+}
+
+func (b *builder) espFiles(uki string) []espFile {
+	kernel := "/EFI/capsule/capsule-" + b.version + ".efi"
+	files := []espFile{
+		{path: "/EFI/BOOT/BOOTX64.EFI", from: b.debian("usr/lib/systemd/boot/efi/systemd-bootx64.efi")},
+		{path: kernel, from: uki},
+		{path: "/loader/loader.conf", content: loaderConf},
+		{path: "/loader/entries/" + slot.EntryName("slot_a", triesMax), content: bootEntry(b.version, kernel)},
+	}
+	if b.seed != "" {
+		files = append(files, espFile{path: "/capsule/seed.pem", from: b.seed})
+	}
+	return files
+}
+
+// buildDisk makes the image that is written to a capsule's disk: slot A holds the
+// root, slot B is empty.
+func (b *builder) buildDisk(root rootImage, uki string) error {
+	image := filepath.Join(b.out, "capsule.img")
+	files := b.espFiles(uki)
+	k := newKey("disk 3", root.Digest, b.buildUnix)
+	for _, file := range files {
+		k.text(file.path, file.content)
+		if file.from != "" {
+			k.file(file.from)
+		}
+	}
+	return b.step("disk image", k, []string{image}, func() error {
+		next := image + ".new"
+		if err := b.writeDisk(next, root, files); err != nil {
+			return err
+		}
+		return os.Rename(next, image)
+	})
+}
+
+func (b *builder) writeDisk(image string, root rootImage, files []espFile) (err error) {
+	if err := os.Remove(image); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	d, err := diskfs.Create(image, diskSize, diskfs.SectorSize512)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.Close()) }()
+	if err := d.Partition(partitions(root.Hash)); err != nil {
+		return fmt.Errorf("partition %s: %w", image, err)
+	}
+	out, err := d.Backend.Writable()
+	if err != nil {
+		return err
+	}
+	if err := writeESP(io.NewOffsetWriter(out, alignment), root.Hash, time.Unix(b.buildUnix, 0), files); err != nil {
+		return fmt.Errorf("fill the ESP of %s: %w", image, err)
+	}
+	// PERM says that it's new, so that the first boot needn't read it all to know.
+	if _, err := out.WriteAt(lvm.Mark(), alignment+espSize+2*slotSize+lvm.MarkAt); err != nil {
+		return fmt.Errorf("mark PERM of %s: %w", image, err)
+	}
+	return writeSlot(io.NewOffsetWriter(out, alignment+espSize), root.Path)
+}
+
+// partitions is the table of the disk. Its identifiers come from the root's hash,
+// so that equal inputs give equal disks.
+func partitions(hash string) *gpt.Table {
+	id := func(name string) string {
+		sum := sha256.Sum256([]byte(hash + name))
+		sum[6], sum[8] = sum[6]&0x0f|0x80, sum[8]&0x3f|0x80 // version 8: of our own making
+		return uuid.UUID(sum[:16]).String()
+	}
+	table := &gpt.Table{GUID: id("disk"), ProtectiveMBR: true, LogicalSectorSize: sector, PhysicalSectorSize: sector}
+	start := uint64(alignment)
+	for _, part := range []struct {
+		name string
+		kind gpt.Type
+		size uint64
+	}{{"ESP", typeESP, espSize}, {"slot_a", typeSlot, slotSize}, {"slot_b", typeSlot, slotSize}, {"PERM", typePERM, permSize}} {
+		table.Partitions = append(table.Partitions, &gpt.Partition{
+			Index: len(table.Partitions) + 1,
+			Start: start / sector, End: (start+part.size)/sector - 1, Size: part.size,
+			Type: part.kind, Name: part.name, GUID: id(part.name),
+		})
+		start += part.size
+	}
+	return table
+}
+
+// writeESP fills the ESP.
+func writeESP(out io.WriterAt, hash string, when time.Time, files []espFile) error {
+	serial := sha256.Sum256([]byte(hash + "ESP"))
+	volume := fatVolume{
+		out: out, size: espSize, hidden: alignment / sector,
+		serial: binary.LittleEndian.Uint32(serial[:]), label: "ESP", when: when,
+	}
+	root := &fatNode{}
+	for _, file := range files {
+		content := []byte(file.content)
+		if file.from != "" {
+			var err error
+			if content, err = os.ReadFile(file.from); err != nil {
+				return err
+			}
+		}
+		root.add(file.path, content)
+	}
+	return volume.write(root)
+}
+
+// writeSlot copies the root to a slot.
+func writeSlot(out io.Writer, root string) error {
+	in, err := os.Open(root)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	n, err := io.Copy(out, io.LimitReader(in, slotSize+1))
+	if err == nil && n > slotSize {
+		return fmt.Errorf("%s does not fit a slot of %d bytes", root, slotSize)
+	}
+	return err
+}

@@ -1,0 +1,78 @@
+// Package cgroup reads and ends groups of the kernel's control groups, version 2:
+// https://docs.kernel.org/admin-guide/cgroup-v2.html
+package cgroup
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Root is where the hierarchy is mounted.
+const Root = "/sys/fs/cgroup"
+
+// Group is the folder of a group.
+type Group string
+
+// Use is what the processes of a group take together.
+type Use struct {
+	Memory uint64 // bytes, without the pages of files that the kernel can drop at once
+	CPU    time.Duration
+	PIDs   uint64
+}
+
+// Use reads it.
+func (g Group) Use() (Use, error) {
+	memory, err1 := g.counter("memory.current", "")
+	cache, err2 := g.counter("memory.stat", "inactive_file")
+	usec, err3 := g.counter("cpu.stat", "usage_usec")
+	pids, err4 := g.counter("pids.current", "")
+	if err := errors.Join(err1, err2, err3, err4); err != nil {
+		return Use{}, err
+	}
+	return Use{Memory: memory - min(cache, memory), CPU: time.Duration(usec) * time.Microsecond, PIDs: pids}, nil
+}
+
+// OutOfMemory tells whether the kernel killed for memory in the group.
+func (g Group) OutOfMemory() bool {
+	n, err := g.counter("memory.events", "oom_kill")
+	return err == nil && n > 0
+}
+
+// Kill ends all processes in the group.
+func (g Group) Kill() error { return g.Set("cgroup.kill", "1") }
+
+// Set writes a file of the group, which has to be there.
+func (g Group) Set(file, value string) error {
+	f, err := os.OpenFile(filepath.Join(string(g), file), os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = f.WriteString(value)
+	return err
+}
+
+// counter reads a number of a file, of the line that starts with key when there
+// is one.
+func (g Group) counter(file, key string) (uint64, error) {
+	data, err := os.ReadFile(filepath.Join(string(g), file))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(data)) {
+		value := strings.TrimSpace(line)
+		if key != "" {
+			var ok bool
+			if value, ok = strings.CutPrefix(value, key+" "); !ok {
+				continue
+			}
+		}
+		return strconv.ParseUint(value, 10, 64)
+	}
+	return 0, fmt.Errorf("%s has no %q", file, key)
+}

@@ -1,0 +1,181 @@
+// Package console shows the machine's state on what is plugged into it: a status
+// screen on a monitor, plain lines on serial lines, so that their logs stay
+// readable. It only ever writes; nothing is read from a console.
+package console
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A State is what the console tells.
+type State struct {
+	Name    string // capsule-a3f2
+	Address string // what to connect to; empty while there's none
+	Claim   string // claimed or unclaimed
+	Version string
+	Slot    string
+	Mode    string // normal or recovery
+	Reason  string // of a recovery, or what the operator should know
+	Network string // why there's no address
+	Ready   bool   // the API answers
+}
+
+var shown struct {
+	sync.Mutex
+	State
+	any bool
+}
+
+// Show brings the state to all consoles when it differs from what they show.
+func Show(s State) {
+	shown.Lock()
+	defer shown.Unlock()
+	if shown.any && shown.State == s {
+		return
+	}
+	before, up := shown.State, uptime()
+	shown.State, shown.any = s, true
+	for _, name := range active() {
+		text := changes(before, s, up)
+		if isScreen(name) {
+			text = screen(s)
+		}
+		put(filepath.Join("/dev", name), text)
+	}
+}
+
+// writeMax is how long a console may take a text: one that somebody stopped
+// with Ctrl-S or Scroll Lock takes none for ever, and callers hold locks.
+const writeMax = 2 * time.Second
+
+// put writes to a console what it takes.
+func put(device, text string) {
+	if text == "" {
+		return
+	}
+	f, err := os.OpenFile(device, os.O_WRONLY|unix.O_NOCTTY, 0)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	_ = f.SetWriteDeadline(time.Now().Add(writeMax)) // terminals have one
+	_, _ = io.WriteString(f, text)
+}
+
+// Where a Line goes.
+type Where bool
+
+// Serial is for the course of things; Everywhere also writes over the screen, until
+// its next change.
+const (
+	Serial     Where = false
+	Everywhere Where = true
+)
+
+// Line prints one line.
+func Line(where Where, text string) {
+	shown.Lock()
+	defer shown.Unlock()
+	for _, name := range active() {
+		if isScreen(name) && where == Serial {
+			continue
+		}
+		put(filepath.Join("/dev", name), plain(text)+"\r\n")
+	}
+}
+
+// active lists the kernel's consoles.
+func active() []string {
+	b, err := os.ReadFile("/sys/class/tty/console/active")
+	if err != nil {
+		return nil
+	}
+	return strings.Fields(string(b))
+}
+
+// isScreen tells a virtual terminal (tty0) from a serial line (ttyS0, hvc0).
+func isScreen(name string) bool {
+	rest, ok := strings.CutPrefix(name, "tty")
+	return ok && rest != "" && rest[0] >= '0' && rest[0] <= '9'
+}
+
+// screen is the whole picture, from a cleared screen.
+func screen(s State) string {
+	var b strings.Builder
+	b.WriteString("\x1b[2J\x1b[H\r\n")
+	for _, row := range rows(s) {
+		fmt.Fprintf(&b, "  %-10s %s\r\n", row[0], plain(row[1]))
+	}
+	return b.String()
+}
+
+func rows(s State) [][2]string {
+	out := [][2]string{{"Capsule", orText(s.Name, "starting")}}
+	add := func(label, text string) {
+		if text != "" {
+			out = append(out, [2]string{label, text})
+		}
+	}
+	add("address", orText(s.Address, "none yet"))
+	add("network", s.Network)
+	add("claim", s.Claim)
+	add("version", strings.TrimSpace(s.Version+"  "+s.Slot))
+	if s.Mode != "" && s.Mode != "normal" {
+		add("mode", strings.ToUpper(s.Mode))
+	}
+	add("reason", s.Reason)
+	return out
+}
+
+// changes are the lines for what is new. When the API answers, one line holds all
+// that a lab needs to connect, and the time since the kernel started.
+func changes(before, s State, up time.Duration) string {
+	var b strings.Builder
+	say := func(format string, args ...any) {
+		b.WriteString(plain(fmt.Sprintf(format, args...)) + "\r\n")
+	}
+	if s.Network != before.Network && s.Network != "" {
+		say("capsule network: %s", s.Network)
+	}
+	if (s.Mode != before.Mode || s.Reason != before.Reason) && (s.Reason != "" || s.Mode == "recovery") {
+		say("capsule mode: %s: %s", s.Mode, s.Reason)
+	}
+	readyNow := s.Ready && (!before.Ready || s.Address != before.Address || s.Name != before.Name || s.Claim != before.Claim)
+	if readyNow {
+		say("capsule ready: name=%s address=%s claim=%s version=%s slot=%s uptime=%.3f", s.Name, orText(s.Address, "-"), orText(s.Claim, "-"), orText(s.Version, "-"), orText(s.Slot, "-"), up.Seconds())
+	}
+	return b.String()
+}
+
+// uptime is the time since the kernel started, a suspended machine's included.
+func uptime() time.Duration {
+	var t unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &t) // can't fail on Linux
+	return time.Duration(t.Nano())
+}
+
+func orText(text, otherwise string) string {
+	if text == "" {
+		return otherwise
+	}
+	return text
+}
+
+// plain keeps control characters of foreign text (a DHCP server's, a workload's)
+// from the terminal.
+func plain(text string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || (r >= 0x80 && r < 0xa0) {
+			return ' '
+		}
+		return r
+	}, text)
+}

@@ -1,0 +1,229 @@
+// Package contexts owns what an operator's machine knows of capsules: for each
+// one its address, the CA that its certificate must come from, and the
+// operator's own certificate and key. It never talks to a capsule except to
+// open a connection.
+package contexts
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	yaml "go.yaml.in/yaml/v4"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+)
+
+// serverName is in every capsule's certificate, so that trust hangs on the
+// context's CA and not on an address that may change.
+const serverName = "capsule"
+
+// Port is where a capsule's API listens.
+const Port = 50000
+
+// Bounds of a connection. A capsule under emulation needs seconds for a TLS
+// handshake; a forwarded port may accept before the capsule listens.
+const (
+	handshakeMax = 10 * time.Second
+	retryBase    = 200 * time.Millisecond
+	retryMax     = 2 * time.Second
+	pingEvery    = 20 * time.Second
+	pingWait     = 20 * time.Second
+)
+
+var nameForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
+
+// Context is how one capsule is reached. CA, Certificate and Key are PEM.
+type Context struct {
+	Name        string `yaml:"-"`
+	Host        string `yaml:"host"`
+	CA          string `yaml:"ca"`
+	Certificate string `yaml:"certificate"`
+	Key         string `yaml:"key"`
+}
+
+// TLS is the client's side of the mutual handshake.
+func (c Context) TLS() (*tls.Config, error) {
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM([]byte(c.CA)) {
+		return nil, fmt.Errorf("context %q: no certificate of a CA in it: %w", c.Name, errdefs.ErrInvalidArgument)
+	}
+	pair, err := tls.X509KeyPair([]byte(c.Certificate), []byte(c.Key))
+	if err != nil {
+		return nil, fmt.Errorf("context %q: operator's certificate: %w", c.Name, err)
+	}
+	return &tls.Config{
+		RootCAs:      roots,
+		Certificates: []tls.Certificate{pair},
+		ServerName:   serverName,
+		MinVersion:   tls.VersionTLS13,
+	}, nil
+}
+
+// Dial opens a connection, which is made at its first call.
+func (c Context) Dial(more ...grpc.DialOption) (*grpc.ClientConn, error) {
+	config, err := c.TLS()
+	if err != nil {
+		return nil, err
+	}
+	opts := append([]grpc.DialOption{
+		grpc.WithTransportCredentials(credentials.NewTLS(config)),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: retryBase, Multiplier: 1.6, Jitter: 0.2, MaxDelay: retryMax},
+			MinConnectTimeout: handshakeMax,
+		}),
+		// Notices a capsule that lost its power during a follow or an exec.
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingEvery, Timeout: pingWait}),
+	}, more...)
+	// passthrough: proxies and name resolvers of the environment are not for
+	// machines on the own network.
+	conn, err := grpc.NewClient("passthrough:///"+c.Host, append(opts, grpc.WithNoProxy())...)
+	if err != nil {
+		return nil, fmt.Errorf("connect to %q: %w", c.Host, err)
+	}
+	return conn, nil
+}
+
+// Store is a folder of contexts, one file each.
+type Store struct{ dir string }
+
+// Open gives the contexts in dir, or in the user's own folder when dir is "".
+func Open(dir string) (*Store, error) {
+	if dir != "" {
+		return &Store{dir}, nil
+	}
+	base := os.Getenv("XDG_CONFIG_HOME")
+	if base == "" && runtime.GOOS == "linux" {
+		if home, err := os.UserHomeDir(); err == nil {
+			base = filepath.Join(home, ".config")
+		}
+	}
+	if base == "" {
+		var err error
+		if base, err = os.UserConfigDir(); err != nil {
+			return nil, fmt.Errorf("find the folder of contexts: %w", err)
+		}
+	}
+	return &Store{filepath.Join(base, "capsule")}, nil
+}
+
+func (s *Store) path(name string) (string, error) {
+	if !nameForm.MatchString(name) {
+		return "", fmt.Errorf("context name %q: letters, digits, \"-\", \"_\" and \".\", at most 63: %w", name, errdefs.ErrInvalidArgument)
+	}
+	return filepath.Join(s.dir, "contexts", name+".yaml"), nil
+}
+
+// Get reads one context.
+func (s *Store) Get(name string) (Context, error) {
+	path, err := s.path(name)
+	if err != nil {
+		return Context{}, err
+	}
+	data, err := os.ReadFile(path)
+	if os.IsNotExist(err) {
+		return Context{}, fmt.Errorf("context %q does not exist: %w", name, errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return Context{}, fmt.Errorf("read context %q: %w", name, err)
+	}
+	return parse(name, data)
+}
+
+func parse(name string, data []byte) (Context, error) {
+	c := Context{Name: name}
+	if err := yaml.Unmarshal(data, &c); err != nil {
+		return Context{}, fmt.Errorf("read context %q: %w", name, err)
+	}
+	if c.Host == "" {
+		return Context{}, fmt.Errorf("read context %q: it names no host: %w", name, errdefs.ErrInvalidArgument)
+	}
+	return c, nil
+}
+
+// Put writes a context whole or not at all, readable by its owner only.
+func (s *Store) Put(c Context) error {
+	path, err := s.path(c.Name)
+	if err != nil {
+		return err
+	}
+	data, err := yaml.Marshal(c)
+	if err != nil {
+		return fmt.Errorf("write context %q: %w", c.Name, err)
+	}
+	if err := replace(path, data); err != nil {
+		return fmt.Errorf("write context %q: %w", c.Name, err)
+	}
+	return nil
+}
+
+// Delete removes a context; the current one is then none.
+func (s *Store) Delete(name string) error {
+	path, err := s.path(name)
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(path); os.IsNotExist(err) {
+		return fmt.Errorf("context %q does not exist: %w", name, errdefs.ErrNotFound)
+	} else if err != nil {
+		return fmt.Errorf("delete context %q: %w", name, err)
+	}
+	if current, err := s.Current(); err == nil && current == name {
+		if err := os.Remove(filepath.Join(s.dir, "current")); err != nil {
+			return fmt.Errorf("delete context %q: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// List gives the names of all contexts in order.
+func (s *Store) List() ([]string, error) {
+	entries, err := os.ReadDir(filepath.Join(s.dir, "contexts"))
+	if os.IsNotExist(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list contexts: %w", err)
+	}
+	var names []string
+	for _, e := range entries {
+		if name, ok := strings.CutSuffix(e.Name(), ".yaml"); ok && nameForm.MatchString(name) {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
+// Current names the context in use, "" when none is.
+func (s *Store) Current() (string, error) {
+	data, err := os.ReadFile(filepath.Join(s.dir, "current"))
+	if os.IsNotExist(err) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("read the current context: %w", err)
+	}
+	return strings.TrimSpace(string(data)), nil
+}
+
+// Use makes a context the current one.
+func (s *Store) Use(name string) error {
+	if _, err := s.Get(name); err != nil {
+		return err
+	}
+	if err := replace(filepath.Join(s.dir, "current"), []byte(name+"\n")); err != nil {
+		return fmt.Errorf("use context %q: %w", name, err)
+	}
+	return nil
+}

@@ -1,0 +1,122 @@
+package disk
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// BootFile is what the initramfs tells the system about this boot.
+const BootFile = "/run/capsule/boot.json"
+
+// A Boot is what this boot was started from. Device names hold for this boot only.
+type Boot struct {
+	Slot    string `json:"slot"`         // slot_a or slot_b
+	Disk    string `json:"disk"`         // "vda"
+	ESP     string `json:"esp"`          // "/dev/vda1"
+	PERM    string `json:"perm"`         // "/dev/vda4"
+	ESPUUID string `json:"esp_partuuid"` // unique GUID of the ESP
+}
+
+// ReadBoot reads BootFile.
+func ReadBoot() (Boot, error) {
+	var b Boot
+	text, err := os.ReadFile(BootFile)
+	if err != nil {
+		return b, fmt.Errorf("read how we booted: %w", err)
+	}
+	if err := json.Unmarshal(text, &b); err != nil {
+		return b, fmt.Errorf("read how we booted: %q: %w", BootFile, err)
+	}
+	return b, nil
+}
+
+// Write writes BootFile below root.
+func (b Boot) Write(root string) error {
+	file := filepath.Join(root, BootFile)
+	text, err := json.Marshal(b)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(file, append(text, '\n'), 0o644)
+}
+
+// Access is how the ESP is mounted.
+type Access bool
+
+// ReadOnly for looking, Writable only for blessing an entry and removing a seed.
+const (
+	ReadOnly Access = false
+	Writable Access = true
+)
+
+// WithESP mounts the ESP that we booted from in a private place, calls fn with
+// the folder, and unmounts it again: a FAT is never left mounted, least of all
+// writable. All that fn wrote is on the disk when it returns without error.
+func (b Boot) WithESP(access Access, fn func(root string) error) error {
+	if err := os.MkdirAll("/run/capsule", 0o755); err != nil {
+		return err
+	}
+	unlock, err := lockESP()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	dir, err := os.MkdirTemp("/run/capsule", "esp-")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.Remove(dir) }()
+	flags := uintptr(unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC | unix.MS_SYNCHRONOUS)
+	if access == ReadOnly {
+		flags |= unix.MS_RDONLY
+	}
+	if err := unix.Mount(b.ESP, dir, "vfat", flags, "umask=0077"); err != nil {
+		return fmt.Errorf("mount ESP %q: %w", b.ESP, err)
+	}
+	err = fn(dir)
+	if access == Writable {
+		err = errors.Join(err, syncTree(dir))
+	}
+	return errors.Join(err, unix.Unmount(dir, 0))
+}
+
+// lockESP waits until no other process has the ESP mounted: the kernel refuses a
+// file system that's mounted read-only a second, writable mount.
+func lockESP() (unlock func(), err error) {
+	f, err := os.OpenFile("/run/capsule/esp.lock", os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+		if !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock ESP: %w", err)
+	}
+	return func() { f.Close() }, nil
+}
+
+// syncTree brings all that was written to a file system to its disk.
+func syncTree(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.Syncfs(int(f.Fd())); err != nil {
+		return fmt.Errorf("sync %q: %w", dir, err)
+	}
+	return nil
+}

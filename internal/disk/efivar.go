@@ -1,0 +1,53 @@
+package disk
+
+import (
+	"encoding/binary"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"unicode/utf16"
+
+	"github.com/containerd/errdefs"
+)
+
+// loaderGUID is the vendor of the boot loader interface's variables
+// (systemd.io/BOOT_LOADER_INTERFACE).
+const loaderGUID = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+
+// EFIVars is where the firmware's variables are mounted.
+const EFIVars = "/sys/firmware/efi/efivars"
+
+// LoaderVar reads a text variable of the boot loader; NotFound when it isn't set
+// or the machine has no EFI variables.
+func LoaderVar(dir, name string) (string, error) {
+	b, err := os.ReadFile(filepath.Join(dir, name+"-"+loaderGUID))
+	if err != nil {
+		return "", fmt.Errorf("loader variable %q: %w", name, errdefs.ErrNotFound)
+	}
+	return parseEFIText(b)
+}
+
+// parseEFIText reads four bytes of attributes and UTF-16 with an end mark.
+func parseEFIText(b []byte) (string, error) {
+	if len(b) < 4 || len(b)%2 != 0 {
+		return "", fmt.Errorf("loader variable of %d bytes: %w", len(b), errdefs.ErrDataLoss)
+	}
+	var units []uint16
+	for at := 4; at < len(b); at += 2 {
+		units = append(units, binary.LittleEndian.Uint16(b[at:]))
+	}
+	text, _, _ := strings.Cut(string(utf16.Decode(units)), "\x00")
+	return text, nil
+}
+
+// BootedESP is the unique id of the ESP that the loader, or else the kernel's
+// stub, was read from.
+func BootedESP(dir string) (string, error) {
+	for _, name := range []string{"LoaderDevicePartUUID", "StubDevicePartUUID"} {
+		if id, err := LoaderVar(dir, name); err == nil && id != "" {
+			return strings.ToLower(id), nil
+		}
+	}
+	return "", fmt.Errorf("the firmware doesn't say which partition it booted from: %w", errdefs.ErrNotFound)
+}

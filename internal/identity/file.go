@@ -1,0 +1,53 @@
+package identity
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"capsule/internal/durable"
+)
+
+// writeFolder makes dir appear with all its files or not at all, whenever the
+// power goes.
+func writeFolder(dir string, files map[string][]byte) error {
+	draft := dir + ".new"
+	if err := os.RemoveAll(draft); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return err
+	}
+	if err := os.Mkdir(draft, 0o700); err != nil {
+		return err
+	}
+	for name, data := range files {
+		if err := durable.Create(filepath.Join(draft, name), data, 0o600); err != nil {
+			return err
+		}
+	}
+	if err := durable.Sync(draft); err != nil {
+		return err
+	}
+	// An empty folder may be in the way; one with files in it stays.
+	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return durable.Rename(draft, dir)
+}
+
+func readFile(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, fileMax+1))
+	if err == nil && len(data) > fileMax {
+		err = fmt.Errorf("%s is larger than %d bytes", path, fileMax)
+	}
+	return data, err
+}

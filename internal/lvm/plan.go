@@ -1,0 +1,36 @@
+package lvm
+
+// Sizes in bytes.
+const (
+	kib = 1 << 10
+	mib = 1 << 20
+	gib = 1 << 30
+
+	permMin     = 4 * gib
+	permMax     = 64 * gib
+	metadataMin = 128 * mib
+	metadataMax = 1 * gib
+
+	// growMin is the least gain for which a volume is grown.
+	growMin = 64 * mib
+)
+
+// A layout is how a group's space is divided.
+type layout struct {
+	perm, pool, metadata uint64
+}
+
+// plan divides a group of this size. perm gets a fifth, between 4 and 64 GiB, but
+// on small disks never more than half. The pool's metadata is 0.05 % between 128
+// MiB and 1 GiB (it's there twice: with lvm's spare for repairs), on small disks
+// a 32nd. A twentieth stays free: the last resort for a pool that ran full.
+func plan(size, extent uint64) layout {
+	down := func(n uint64) uint64 { return n / extent * extent }
+	var l layout
+	l.perm = down(min(max(size/5, permMin), permMax, size/2))
+	l.metadata = down(max(min(max(size/2000, metadataMin), metadataMax, size/32), 2*extent))
+	if used := l.perm + 2*l.metadata + size/20; used < size {
+		l.pool = down(size - used)
+	}
+	return l
+}

@@ -1,0 +1,448 @@
+package network
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"capsule/internal/nettest"
+
+	"github.com/vishvananda/netlink"
+)
+
+var self *nettest.NS // this machine
+
+func TestAttach(t *testing.T) {
+	w := newWorld(t)
+	ctx := context.Background()
+	web, at := w.workload(t, "web")
+	if want := []netip.Addr{netip.MustParseAddr("172.30.0.2"), netip.MustParseAddr("fd7a:9c1e:30::2")}; !slices.Equal(at.Addresses, want) {
+		t.Errorf("addresses %v, want %v", at.Addresses, want)
+	}
+	greet(t, web, ":80", "web")
+	reaches(t, self, "172.30.0.2:80", "web")
+	reaches(t, self, "[fd7a:9c1e:30::2]:80", "web")
+
+	// A second workload sees the first by both families, and not itself as it.
+	db, _ := w.workload(t, "db")
+	reaches(t, db, "172.30.0.2:80", "web")
+	reaches(t, db, "[fd7a:9c1e:30::2]:80", "web")
+
+	// Again, in a new daemon: nothing is made anew, what runs goes on.
+	c, r, _, err := dial(self, "172.30.0.2:80", patience)
+	check(t, err)
+	defer c.Close()
+	index := self.Link(t, "wl2").Attrs().Index
+	w.restart(t)
+	again, err := w.Attach(ctx, "web")
+	check(t, err)
+	if !slices.Equal(again.Addresses, at.Addresses) || self.Link(t, "wl2").Attrs().Index != index {
+		t.Errorf("attached again: %+v, was %+v", again, at)
+	}
+	fmt.Fprintln(c, "still")
+	if line, err := r.ReadString('\n'); err != nil || line != "still\n" {
+		t.Errorf("connection after a restart: %q, %v", line, err)
+	}
+
+	// Freed at detach, and not given at once to the next one.
+	check(t, w.Detach(ctx, "web"))
+	check(t, w.Detach(ctx, "web"))
+	if _, err := os.Stat(at.NetNS); !os.IsNotExist(err) {
+		t.Errorf("namespace left: %v", err)
+	}
+	if _, err := netlink.LinkByName("wl2"); err == nil {
+		t.Error("link left")
+	}
+	_, other := w.workload(t, "other")
+	if other.Addresses[0] != netip.MustParseAddr("172.30.0.4") {
+		t.Errorf("address %v given right after it was freed", other.Addresses)
+	}
+}
+
+// A kill at any moment leaves halves; the next Attach makes a whole.
+func TestAttachHalves(t *testing.T) {
+	w := newWorld(t)
+	ctx := context.Background()
+	path := filepath.Join(w.opts.NetNSDir, "web")
+	link := func() string { return w.hostLink(addresses{IPv4: netip.MustParseAddr(w.address(t, "web"))}) }
+	for _, test := range []struct {
+		name    string
+		breakIt func()
+	}{
+		{"file without namespace", func() { check(t, os.WriteFile(path, nil, 0o444)) }},
+		{"namespace without link", func() { check(t, createNetNS(path)) }},
+		{"link gone", func() { check(t, removeLink(link())) }},
+		{"link not on the bridge", func() { check(t, netlink.LinkSetNoMaster(self.Link(t, link()))) }},
+		{"namespace gone", func() { check(t, removeNetNS(path)) }},
+		{"links down", func() {
+			self.Down(t, link())
+			nettest.Open(t, path).Down(t, guestLink)
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			test.breakIt()
+			web, _ := w.workload(t, "web")
+			greet(t, web, ":80", "web")
+			reaches(t, self, w.address(t, "web")+":80", "web")
+			if strings.HasPrefix(test.name, "file") {
+				check(t, w.Detach(ctx, "web"))
+			}
+		})
+	}
+}
+
+// address is the IPv4 address of a workload.
+func (w *world) address(t *testing.T, name string) string {
+	t.Helper()
+	a, ok, err := w.lookup(name)
+	check(t, err)
+	if !ok {
+		t.Fatalf("workload %q has no address", name)
+	}
+	return a.IPv4.String()
+}
+
+func TestNone(t *testing.T) {
+	w := newWorld(t)
+	at, err := w.AttachNone("job")
+	check(t, err)
+	job := nettest.Open(t, at.NetNS)
+	links, err := job.Handle.LinkList()
+	check(t, err)
+	if len(links) != 1 || links[0].Attrs().Name != "lo" || len(at.Addresses) != 0 {
+		t.Errorf("links %v, attachment %+v", links, at)
+	}
+	greet(t, job, "127.0.0.1:80", "job")
+	reaches(t, job, "127.0.0.1:80", "job")
+	if got := readFile(t, at.ResolvConf); got != "" {
+		t.Errorf("resolv.conf %q", got)
+	}
+	// An instance on the bridge goes on while its successor gets nothing.
+	bridge, _ := w.workload(t, "job")
+	greet(t, bridge, ":80", "bridge")
+	again, err := w.AttachNone("job")
+	check(t, err)
+	reaches(t, self, w.address(t, "job")+":80", "bridge")
+	if links, _ := nettest.Open(t, again.NetNS).Handle.LinkList(); again.NetNS != at.NetNS || len(links) != 1 {
+		t.Errorf("links %v, attachment %+v", links, again)
+	}
+	check(t, w.Detach(context.Background(), "job"))
+	entries, err := os.ReadDir(w.opts.NetNSDir)
+	check(t, err)
+	if len(entries) != 0 {
+		t.Errorf("left: %v", entries)
+	}
+}
+
+func TestSync(t *testing.T) {
+	w := newWorld(t)
+	for _, name := range []string{"web", "old"} {
+		w.workload(t, name)
+	}
+	_, err := w.AttachNone("job")
+	check(t, err)
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "wl999"
+	check(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "wlpeer"}))
+	check(t, w.Sync(context.Background(), []string{"web"}))
+	entries, err := os.ReadDir(w.opts.NetNSDir)
+	check(t, err)
+	if len(entries) != 1 || entries[0].Name() != "web" {
+		t.Errorf("left: %v", entries)
+	}
+	if _, err := netlink.LinkByName("wl999"); err == nil {
+		t.Error("stray link left")
+	}
+	held, err := w.held()
+	check(t, err)
+	if len(held) != 1 {
+		t.Errorf("addresses held: %v", held)
+	}
+	greet(t, nettest.Open(t, filepath.Join(w.opts.NetNSDir, "web")), ":80", "web")
+	reaches(t, self, "172.30.0.2:80", "web")
+}
+
+// What a neighbour and the box itself get to see.
+func TestPublish(t *testing.T) {
+	w := newWorld(t)
+	web, _ := w.workload(t, "web")
+	greet(t, web, ":80", "web")
+	greet(t, web, ":81", "closed")
+	greet(t, self, ":9000", "host")
+	greet(t, self, ":9001", "hidden")
+	greet(t, self, ":50000", "api")
+	w.publish(t,
+		Published{Workload: "web", Port: 8080, Target: 80, Protocol: "tcp"},
+		Published{Workload: "web", Port: 8081, Target: 80, Protocol: "tcp", Address: netip.MustParseAddr("::1")},
+		Published{Workload: "web", Port: 8082, Target: 80, Protocol: "tcp", Address: netip.MustParseAddr("127.0.0.1")},
+		Published{Workload: "web", Port: 8083, Target: 80, Protocol: "tcp", Address: netip.MustParseAddr(other4)},
+		Published{Workload: "web", Port: 8084, Target: 80, Protocol: "tcp", Address: netip.IPv6Unspecified()},
+		Published{Workload: "agent", Port: 9000, Protocol: "tcp", Host: true},
+	)
+	// From the LAN, with the sender's own address.
+	if from := reaches(t, w.lan, box4+":8080", "web"); from.String() != lan4 {
+		t.Errorf("web sees %s, want %s", from, lan4)
+	}
+	if from := reaches(t, w.lan, "["+box6+"]:8080", "web"); from.String() != lan6 {
+		t.Errorf("web sees %s, want %s", from, lan6)
+	}
+	reaches(t, w.lan, other4+":8083", "web")
+	reaches(t, w.lan, "["+box6+"]:8084", "web")
+	reaches(t, w.lan, box4+":9000", "host")
+	reaches(t, w.lan, "["+box6+"]:9000", "host")
+	reaches(t, w.lan, box4+":50000", "api")
+	for _, to := range []string{
+		box4 + ":80", box4 + ":8081", box4 + ":8082", box4 + ":8083", box4 + ":8084", box4 + ":9001", "[" + box6 + "]:9001",
+		"[" + box6 + "]:8081",
+	} {
+		unreachable(t, w.lan, to)
+	}
+	// From the box.
+	for _, to := range []string{box4 + ":8080", "[" + box6 + "]:8080", "127.0.0.1:8080", "127.0.0.1:8082", other4 + ":8083"} {
+		reaches(t, self, to, "web")
+	}
+	unreachable(t, self, box4+":8081")
+	// A neighbour that knows the way still gets nowhere.
+	w.lan.Route(t, "172.30.0.0/16", box4)
+	w.lan.Route(t, "fd7a:9c1e:30::/64", box6)
+	w.lan.Route(t, "127.99.0.0/16", box4)
+	for _, to := range []string{"172.30.0.2:80", "[fd7a:9c1e:30::2]:80", "172.30.0.1:53", "127.99.0.1:8082"} {
+		unreachable(t, w.lan, to)
+	}
+	// Nor does a workload reach what the box has for itself.
+	for _, to := range []string{box4 + ":50000", "172.30.0.1:50000", box4 + ":9001", "172.30.0.1:9001"} {
+		unreachable(t, web, to)
+	}
+	reaches(t, web, box4+":9000", "host")
+
+	w.publish(t)
+	unreachable(t, w.lan, box4+":8080")
+	unreachable(t, w.lan, box4+":9000")
+}
+
+// NET-04: by the box's address to oneself and to a sibling.
+func TestHairpin(t *testing.T) {
+	w := newWorld(t)
+	a, _ := w.workload(t, "a")
+	b, _ := w.workload(t, "b")
+	greet(t, a, ":80", "a")
+	echoUDP(t, a, ":80", "a")
+	w.publish(t,
+		Published{Workload: "a", Port: 8080, Target: 80, Protocol: "tcp"},
+		Published{Workload: "a", Port: 8080, Target: 80, Protocol: "udp"})
+	for _, from := range []*nettest.NS{a, b, self, w.lan} {
+		for _, to := range []string{box4 + ":8080", "[" + box6 + "]:8080"} {
+			reaches(t, from, to, "a")
+			if who, err := asksUDP(from, to, patience); who != "a" {
+				t.Errorf("udp to %s: %q, %v", to, who, err)
+			}
+		}
+	}
+}
+
+// NAT out: neighbours see the capsule's address.
+func TestOut(t *testing.T) {
+	w := newWorld(t)
+	web, _ := w.workload(t, "web")
+	greet(t, w.lan, ":80", "lan")
+	if from := reaches(t, web, lan4+":80", "lan"); from.String() != box4 {
+		t.Errorf("lan sees %s, want %s", from, box4)
+	}
+	if from := reaches(t, web, "["+lan6+"]:80", "lan"); from.String() != box6 {
+		t.Errorf("lan sees %s, want %s", from, box6)
+	}
+}
+
+// lostSYNs counts first packets of connections that were sent again there,
+// because nobody answered.
+func lostSYNs(t *testing.T, ns *nettest.NS) (count int) {
+	t.Helper()
+	ns.Do(t, func() error {
+		b, err := os.ReadFile("/proc/thread-self/net/netstat") // a line of names, a line of values
+		if err != nil {
+			return err
+		}
+		lines := strings.Split(string(b), "\n")
+		i := slices.Index(strings.Fields(lines[0]), "TCPSynRetrans")
+		if i < 0 {
+			return fmt.Errorf("no TCPSynRetrans in %q", lines[0])
+		}
+		count, err = strconv.Atoi(strings.Fields(lines[1])[i])
+		return err
+	})
+	return count
+}
+
+// NET-01: a port moves at once, and nobody else's connection notices.
+func TestPublishUpdate(t *testing.T) {
+	w := newWorld(t)
+	a, _ := w.workload(t, "a")
+	b, _ := w.workload(t, "b")
+	greet(t, a, ":80", "a")
+	greet(t, b, ":80", "b")
+	stays := Published{Workload: "a", Port: 8080, Target: 80, Protocol: "tcp"}
+	moves := Published{Workload: "a", Port: 8081, Target: 80, Protocol: "tcp"}
+	w.publish(t, stays, moves)
+	c, r, _, err := dial(w.lan, box4+":8080", patience)
+	check(t, err)
+	defer c.Close()
+	moving, _, _, err := dial(w.lan, box4+":8081", patience)
+	check(t, err)
+	defer moving.Close()
+	// Asked all the time, answered all the time.
+	lost := lostSYNs(t, w.lan)
+	stop := make(chan struct{})
+	asked := make(chan error)
+	go func() {
+		for n := 0; ; n++ {
+			select {
+			case <-stop:
+				asked <- nil
+				return
+			default:
+			}
+			c, _, line, err := dial(w.lan, box4+":8080", patience)
+			if err != nil || !strings.HasPrefix(line, "a ") {
+				asked <- fmt.Errorf("request %d: %q, %s", n, line, fmt.Sprint(err))
+				return
+			}
+			c.Close()
+		}
+	}()
+	for i := range 50 {
+		moves.Workload = []string{"b", "a"}[i%2]
+		w.publish(t, stays, moves)
+		reaches(t, w.lan, box4+":8081", moves.Workload)
+	}
+	close(stop)
+	if err := <-asked; err != nil {
+		t.Error(err)
+	}
+	// A machine that stands still for a second makes one, too: 50 moves that lost
+	// packets would make many.
+	if lost = lostSYNs(t, w.lan) - lost; lost > 2 {
+		t.Errorf("%d first packets had to be sent again", lost)
+	}
+	check(t, c.SetDeadline(time.Now().Add(patience)))
+	for i := range 3 {
+		fmt.Fprintln(c, i)
+		if line, err := r.ReadString('\n'); err != nil || line != fmt.Sprintln(i) {
+			t.Errorf("connection through an unchanged port: %q, %v", line, err)
+		}
+	}
+}
+
+// NET-03: a client that keeps its port meets the new workload.
+func TestUDPRecreate(t *testing.T) {
+	outer := t
+	w := newWorld(t)
+	ctx := context.Background()
+	first, _ := w.workload(t, "dns")
+	bystander, _ := w.workload(t, "bystander")
+	echoUDP(t, first, ":53", "first")
+	echoUDP(t, bystander, ":53", "bystander")
+	ports := []Published{
+		{Workload: "dns", Port: 5353, Target: 53, Protocol: "udp"},
+		{Workload: "bystander", Port: 5354, Target: 53, Protocol: "udp"},
+	}
+	w.publish(t, ports...)
+	for _, to := range []string{box4, "[" + box6 + "]"} {
+		t.Run(to, func(t *testing.T) {
+			var c, by net.Conn
+			w.lan.Do(t, func() (err error) {
+				if c, err = net.Dial("udp", to+":5353"); err == nil {
+					by, err = net.Dial("udp", to+":5354")
+				}
+				return err
+			})
+			defer c.Close()
+			defer by.Close()
+			if who, err := ask(c, patience); err != nil {
+				t.Fatal(who, err)
+			}
+			if who, err := ask(by, patience); err != nil {
+				t.Fatal(who, err)
+			}
+			before := tracked(t, 5354)
+			old := w.address(t, "dns")
+			check(t, w.Detach(ctx, "dns"))
+			if _, err := ask(c, 300*time.Millisecond); err == nil {
+				t.Error("answered by nobody")
+			}
+			second, _ := w.workload(t, "dns")
+			if w.address(t, "dns") == old {
+				t.Fatal("the same address again")
+			}
+			echoUDP(outer, second, ":53", "second")
+			if who, err := ask(c, patience); who != "second" {
+				t.Errorf("after re-create: %q, %v", who, err)
+			}
+			if got := tracked(t, 5354); got != before {
+				t.Errorf("flows of a bystander: %d, were %d", got, before)
+			}
+		})
+	}
+}
+
+// tracked counts flows to a port.
+func tracked(t *testing.T, port uint16) (count int) {
+	t.Helper()
+	for _, family := range []netlink.InetFamily{syscall.AF_INET, syscall.AF_INET6} {
+		flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, family)
+		check(t, err)
+		for _, f := range flows {
+			if f.Forward.DstPort == port {
+				count++
+			}
+		}
+	}
+	return count
+}
+
+// Many ports in one transaction.
+func TestPublishMany(t *testing.T) {
+	w := newWorld(t)
+	web, _ := w.workload(t, "web")
+	greet(t, web, ":80", "web")
+	var ports []Published
+	for port := range uint16(1500) {
+		ports = append(ports, Published{Workload: "web", Port: 20000 + port, Target: 80, Protocol: "tcp"})
+	}
+	w.publish(t, ports...)
+	reaches(t, w.lan, box4+":21499", "web")
+	reaches(t, w.lan, "["+box6+"]:20000", "web")
+}
+
+// NET-06: without IPv6 everything starts, and is IPv4 only.
+func TestWithoutIPv6(t *testing.T) {
+	nettest.Require(t)
+	self.Sysctl(t, "ipv6/conf/all/disable_ipv6", "1")
+	t.Cleanup(func() {
+		self.Sysctl(t, "ipv6/conf/all/disable_ipv6", "0")
+		self.Sysctl(t, "ipv6/conf/lo/disable_ipv6", "0")
+	})
+	lan := nettest.New(t)
+	nettest.Cable(t, "lan", lan, "box")
+	lan.Addr(t, "box", lan4+"/24")
+	self.Addr(t, "lan", box4+"/24")
+	w := &world{lan: lan, opts: Options{Store: &memoryKV{m: map[string][]byte{}}, RunDir: t.TempDir(), NetNSDir: t.TempDir()}}
+	w.restart(t)
+	t.Cleanup(func() { w.wipe(t) })
+	web, at := w.workload(t, "web")
+	if len(at.Addresses) != 1 {
+		t.Errorf("addresses %v", at.Addresses)
+	}
+	greet(t, web, ":80", "web")
+	w.publish(t, Published{Workload: "web", Port: 8080, Target: 80, Protocol: "tcp"},
+		Published{Workload: "web", Port: 8081, Target: 80, Protocol: "tcp", Address: netip.MustParseAddr("::1")})
+	reaches(t, lan, box4+":8080", "web")
+}

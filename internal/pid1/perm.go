@@ -1,0 +1,219 @@
+package pid1
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"capsule/internal/disk"
+	"capsule/internal/durable"
+	"capsule/internal/ext4"
+	"capsule/internal/lvm"
+)
+
+const (
+	grownFile = permDir + "/.grown-to" // the partition's bytes when growing last ended well
+	idFile    = permDir + "/machine-id"
+)
+
+// openPerm brings /perm up, and creates it on a disk that is provably new. Any
+// error is the reason for recovery mode.
+func (m *machine) openPerm(ctx context.Context) (created bool, err error) {
+	if m.boot.PERM == "" {
+		return false, m.fail(fmt.Errorf("the boot disk has no partition %s", disk.PERM))
+	}
+	if err := lvm.Setup(m.boot.PERM); err != nil {
+		return false, m.fail(err)
+	}
+	content, err := lvm.Inspect(m.boot.PERM)
+	if err != nil {
+		return false, m.fail(err)
+	}
+	switch content {
+	case lvm.Unknown:
+		return false, m.fail(errors.New("PERM has neither our data nor our mark of a new disk, and is too large to prove that it's blank"))
+	case lvm.New, lvm.Blank:
+		if err := m.createPerm(ctx, content); err != nil {
+			return false, m.fail(fmt.Errorf("initialise PERM: %w", err))
+		}
+		created = true
+	case lvm.Used:
+		m.mendGroup()
+		if err := lvm.ActivatePerm(ctx); err != nil {
+			return false, m.fail(fmt.Errorf("open PERM: %w", err))
+		}
+	}
+	if err := ext4.Check(ctx, lvm.PermDevice); err != nil {
+		return false, m.fail(err)
+	}
+	return created, m.mountPerm(created)
+}
+
+// mendGroup repairs what a power cut can leave of the volume group's metadata.
+// When it can't, lvm has the last word.
+func (m *machine) mendGroup() {
+	mended, err := lvm.MendMetadata(m.boot.PERM)
+	if mended {
+		m.log.important("volume group: its last change was cut, back to the one before")
+	}
+	if err != nil {
+		m.log.important("volume group: %v", err)
+	}
+}
+
+// createPerm uses the whole disk from the start.
+func (m *machine) createPerm(ctx context.Context, content lvm.Content) error {
+	m.log.important("first start: preparing the disk")
+	if content == lvm.Blank {
+		if err := lvm.MarkNew(m.boot.PERM); err != nil {
+			return err
+		}
+	}
+	if err := m.growPartition(); err != nil {
+		m.log.important("grow PERM to the disk's end: %v", err) // the next start tries again
+	}
+	return lvm.Create(ctx, m.boot.PERM)
+}
+
+func (m *machine) growPartition() error {
+	d, err := disk.Open(sysfs, m.boot.Disk)
+	if err != nil {
+		return err
+	}
+	changed, err := d.GrowPERM()
+	if changed {
+		m.log.say("PERM now reaches to the end of disk %s", d.Name)
+	}
+	return err
+}
+
+func (m *machine) mountPerm(created bool) error {
+	if err := unix.Mount(lvm.PermDevice, permDir, "ext4", unix.MS_NOATIME|unix.MS_NODEV, "errors=remount-ro,discard"); err != nil {
+		return m.fail(fmt.Errorf("mount /perm: %w", err))
+	}
+	if err := makeFolders(permDir); err != nil {
+		_ = unix.Unmount(permDir, 0) // recovery mode writes nothing
+		return m.fail(err)
+	}
+	if created {
+		return m.noteGrown()
+	}
+	return nil
+}
+
+// makeFolders makes what the services expect. Temporary files of an earlier run
+// are of no use to anybody.
+func makeFolders(perm string) error {
+	if err := os.RemoveAll(filepath.Join(perm, "tmp")); err != nil {
+		return err
+	}
+	for dir, mode := range map[string]os.FileMode{
+		"containerd": 0o711, "logs": 0o755, "logs/system": 0o755, "identity": 0o700, "tmp": 0o700,
+	} {
+		if err := os.MkdirAll(filepath.Join(perm, dir), mode); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// activatePool opens all volumes. One that stays closed is a half-created one,
+// which its owner finds and removes.
+func (m *machine) activatePool(ctx context.Context) error {
+	begin := time.Now()
+	look, err := lvm.Activate(ctx)
+	if look {
+		m.log.important("volumes: some stayed inactive")
+	}
+	if err == nil {
+		m.log.say("volumes active after %v", time.Since(begin).Round(time.Millisecond))
+	}
+	return err
+}
+
+// growStorage uses a disk that has become larger. It's over in no time when the
+// partition has the size at which it last ended well.
+func (m *machine) growStorage(ctx context.Context) error {
+	if err := m.growPartition(); err != nil {
+		return err
+	}
+	size, err := m.permBytes()
+	if err != nil {
+		return err
+	}
+	if b, err := os.ReadFile(grownFile); err == nil && strings.TrimSpace(string(b)) == strconv.FormatInt(size, 10) {
+		return nil
+	}
+	begin := time.Now()
+	if err := lvm.Grow(ctx, m.boot.PERM, permDir); err != nil {
+		return err
+	}
+	m.log.say("storage uses %d MiB of the disk, after %v", size>>20, time.Since(begin).Round(time.Millisecond))
+	return m.noteGrown()
+}
+
+func (m *machine) noteGrown() error {
+	size, err := m.permBytes()
+	if err != nil {
+		return err
+	}
+	return durable.WriteFile(grownFile, []byte(strconv.FormatInt(size, 10)+"\n"), 0o644)
+}
+
+func (m *machine) permBytes() (int64, error) {
+	b, err := os.ReadFile(filepath.Join(sysfs, "class/block", filepath.Base(m.boot.PERM), "size"))
+	if err != nil {
+		return 0, err
+	}
+	sectors, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
+	return sectors * 512, err
+}
+
+// nameHost gives the machine its name, from an id that's made once.
+func (m *machine) nameHost() error {
+	name := "capsule" // without /perm, or an id
+	id, err := "", error(nil)
+	if m.reason == "" {
+		if id, err = machineID(idFile); err == nil {
+			name = hostName(id)
+		}
+	}
+	return errors.Join(err, unix.Sethostname([]byte(name)))
+}
+
+func hostName(id string) string { return "capsule-" + id[:4] }
+
+// machineID reads the id, or makes it.
+func machineID(file string) (string, error) {
+	b, err := os.ReadFile(file)
+	if id := strings.TrimSpace(string(b)); err == nil && validID(id) {
+		return id, nil
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return "", fmt.Errorf("machine id: %w", err)
+	}
+	if err == nil && strings.TrimSpace(string(b)) != "" {
+		return "", fmt.Errorf("machine id in %q isn't one: %w", file, errdefs.ErrDataLoss)
+	}
+	raw := make([]byte, 16)
+	if _, err := rand.Read(raw); err != nil {
+		return "", err
+	}
+	id := hex.EncodeToString(raw)
+	return id, durable.WriteFile(file, []byte(id+"\n"), 0o644)
+}
+
+func validID(id string) bool {
+	raw, err := hex.DecodeString(id)
+	return err == nil && len(raw) == 16
+}

@@ -1,0 +1,180 @@
+package pid1
+
+import (
+	"bufio"
+	"context"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"capsule/internal/clock"
+	"capsule/internal/lvm"
+)
+
+type shutdownKind int
+
+const (
+	restart shutdownKind = iota
+	powerOff
+)
+
+const (
+	shutdownMax   = 90 * time.Second // after that the machine goes down anyway
+	lastMax       = 5 * time.Second  // to say so and sync, within dogAfter
+	dogAfter      = 10 * time.Second // and if even that hangs, by watchdog
+	serveGrace    = 60 * time.Second // serve stops the workloads in it
+	containerdMax = 10 * time.Second
+	groupMax      = 5 * time.Second
+	closeMax      = 10 * time.Second
+)
+
+// shutdown takes the machine down in order. It's bounded: what hangs is left. An
+// operator who changes the mind meanwhile gets what was asked for last.
+func (m *machine) shutdown(kind shutdownKind, signals <-chan os.Signal) {
+	m.dog.Alive(shutdownMax + dogAfter)
+	last := time.AfterFunc(shutdownMax, func() {
+		// A disk that hangs keeps both for ever, and the machine is to be off, not
+		// restarted by its watchdog.
+		attempt(lastMax, func() {
+			m.log.important("no clean end within %v", shutdownMax)
+			unix.Sync()
+		})
+		down(latest(kind, signals))
+	})
+	defer last.Stop()
+	begin := time.Now()
+	m.log.say("%s", kind)
+
+	m.serve.halt(serveGrace)
+	m.log.say("workloads and serve ended after %v", time.Since(begin).Round(time.Millisecond))
+	m.containerd.halt(containerdMax)
+	for _, g := range []string{groupServe, groupApps, groupShims, groupContainerd} {
+		if err := killGroup(g, groupMax); err != nil {
+			m.log.important("%v", err)
+		}
+	}
+	m.log.say("all programs ended after %v", time.Since(begin).Round(time.Millisecond))
+	m.kids.freeze()
+	if m.reason == "" {
+		if err := clock.Save(clock.SavedFile); err != nil {
+			m.log.important("%v", err)
+		}
+	}
+	m.closeStorage()
+	kind = latest(kind, signals)
+	m.log.say("%s after %v", kind, time.Since(begin).Round(time.Millisecond))
+	unix.Sync()
+	down(kind)
+}
+
+// attempt waits for fn, but not longer than limit.
+func attempt(limit time.Duration, fn func()) {
+	done := make(chan struct{})
+	go func() { fn(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(limit):
+	}
+}
+
+// kindOf is what a signal to process 1 asks for.
+func kindOf(s os.Signal) shutdownKind {
+	if s == unix.SIGUSR2 {
+		return powerOff
+	}
+	return restart
+}
+
+// latest is the last wish among the signals that wait.
+func latest(kind shutdownKind, signals <-chan os.Signal) shutdownKind {
+	for {
+		select {
+		case s := <-signals:
+			kind = kindOf(s)
+		default:
+			return kind
+		}
+	}
+}
+
+// closeStorage unmounts /perm with all that lies on it, and closes the volumes.
+func (m *machine) closeStorage() {
+	m.log.close()
+	for _, s := range []*service{m.serve, m.containerd} {
+		if s != nil && s.out != nil {
+			s.out.Close()
+		}
+	}
+	m.resumeVolumes()
+	unix.Sync()
+	for _, dir := range ours(mountPoints()) {
+		if err := unix.Unmount(dir, 0); err != nil {
+			m.log.important("unmount %s: %v", dir, err)
+			_ = unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, "") // at least nothing is written any more
+		}
+	}
+	if m.reason != "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), closeMax)
+	defer cancel()
+	if err := lvm.Deactivate(ctx); err != nil {
+		m.log.important("close volumes: %v", err)
+	}
+}
+
+// resumeVolumes comes before anything is written out: what an lvm command left
+// suspended that was killed with serve would hold it up for ever.
+func (m *machine) resumeVolumes() {
+	if m.reason != "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), closeMax)
+	defer cancel()
+	if err := lvm.Resume(ctx); err != nil {
+		m.log.important("resume volumes: %v", err)
+	}
+}
+
+// ours picks the mounts that lie on disks, the last first.
+func ours(points []string) []string {
+	var out []string
+	for _, dir := range slices.Backward(points) {
+		for _, root := range []string{permDir, "/run/containerd", "/run/netns", "/run/capsule"} {
+			if dir == root || strings.HasPrefix(dir, root+"/") {
+				out = append(out, dir)
+			}
+		}
+	}
+	return out
+}
+
+func mountPoints() []string {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	var out []string
+	for sc := bufio.NewScanner(f); sc.Scan(); {
+		if fields := strings.Fields(sc.Text()); len(fields) > 4 {
+			out = append(out, unescape(fields[4]))
+		}
+	}
+	return out
+}
+
+// unescape undoes the kernel's octal escapes of blanks in paths.
+var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace
+
+func down(kind shutdownKind) {
+	command := unix.LINUX_REBOOT_CMD_RESTART
+	if kind == powerOff {
+		command = unix.LINUX_REBOOT_CMD_POWER_OFF
+	}
+	_ = unix.Reboot(command)
+	select {} // the kernel is on its way; should it hang, the watchdog isn't fed much longer
+}

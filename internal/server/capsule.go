@@ -1,0 +1,106 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/containerd/errdefs"
+
+	capsulev1 "capsule/api/capsule/v1"
+)
+
+// Machine is what the API asks of the machine around it.
+type Machine interface {
+	// Info is all but what the server counts itself: workloads.
+	Info() *capsulev1.InfoResponse
+	// Mode may change while the server runs, with the reason for recovery.
+	Mode() (capsulev1.Mode, string)
+	// Power asks for the end of this boot.
+	Power(PowerState) error
+	// RestartService kills one of the machine's services, which is started again.
+	RestartService(name string) error
+	// SystemLog is the folder of the services' own logs.
+	SystemLog() string
+	// KernelLog is the kernel's ring buffer.
+	KernelLog() string
+}
+
+// PowerState that an operator asks for.
+type PowerState int
+
+// Power states.
+const (
+	Reboot PowerState = iota + 1
+	PowerOff
+)
+
+type capsule struct {
+	capsulev1.UnimplementedCapsuleServiceServer
+	Options
+}
+
+func (s *capsule) Info(context.Context, *capsulev1.InfoRequest) (*capsulev1.InfoResponse, error) {
+	info := s.Machine.Info()
+	info.Mode, info.ModeReason = s.Machine.Mode()
+	m := memory()
+	info.MemoryTotal, info.MemoryAvailable = m.total, m.available
+	if s.Volumes != nil {
+		var err error
+		if info.Pool, err = s.Volumes.Pool(); err != nil && !errdefs.IsUnavailable(err) {
+			s.Log.Warn("read the pool", "error", err) // all else is worth an answer
+		}
+	}
+	if s.Store != nil {
+		objs, err := s.Store.List("")
+		if err != nil {
+			return nil, err
+		}
+		for _, o := range objs {
+			if o.GetWorkload() == nil {
+				continue
+			}
+			info.Workloads++
+			// In recovery mode a status is only a memory.
+			if info.Mode != capsulev1.Mode_MODE_RECOVERY && o.GetWorkload().GetStatus().GetRunningGeneration() != 0 {
+				info.WorkloadsRunning++
+			}
+		}
+	}
+	return info, nil
+}
+
+// Reboot answers first: the end of the call's context is the sign that the
+// answer is on its way.
+func (s *capsule) Reboot(ctx context.Context, _ *capsulev1.RebootRequest) (*capsulev1.RebootResponse, error) {
+	s.after(ctx, "reboot", func() error { return s.Machine.Power(Reboot) })
+	return &capsulev1.RebootResponse{}, nil
+}
+
+func (s *capsule) Shutdown(ctx context.Context, _ *capsulev1.ShutdownRequest) (*capsulev1.ShutdownResponse, error) {
+	s.after(ctx, "shut down", func() error { return s.Machine.Power(PowerOff) })
+	return &capsulev1.ShutdownResponse{}, nil
+}
+
+// services that can be restarted, and whose logs are kept.
+var services = []string{"capsuled", "containerd"}
+
+func (s *capsule) RestartService(ctx context.Context, req *capsulev1.RestartServiceRequest) (*capsulev1.RestartServiceResponse, error) {
+	if !slices.Contains(services, req.GetService()) {
+		return nil, fmt.Errorf("unknown service %q, want one of %q: %w", req.GetService(), services, errdefs.ErrInvalidArgument)
+	}
+	s.after(ctx, "restart service", func() error { return s.Machine.RestartService(req.GetService()) })
+	return &capsulev1.RestartServiceResponse{}, nil
+}
+
+func (s *capsule) after(ctx context.Context, what string, fn func() error) {
+	end := ctx //nolint:contextcheck // the whole call's, which the handler's is part of
+	if call, ok := ctx.Value(answered{}).(context.Context); ok {
+		end = call
+	}
+	context.AfterFunc(end, func() {
+		if err := fn(); err != nil {
+			s.Log.Error(what, "error", err)
+		}
+	})
+}

@@ -1,0 +1,95 @@
+// Package server is the API of a capsule: gRPC over mutual TLS. It checks who
+// may call what, what is asked for, and turns errors into codes; then it writes
+// what is declared to the store and wakes the loop. It never drives a runtime to
+// change state: only streams (exec, copy, logs) go straight through, and it
+// holds no policy.
+package server
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/reflection"
+
+	capsulev1 "capsule/api/capsule/v1"
+	"capsule/internal/image"
+	"capsule/internal/logs"
+	"capsule/internal/store"
+)
+
+// Limits of what clients can take up.
+const (
+	messageMax       = 4 << 20 // bytes of one message in
+	answerMax        = 64 << 20
+	streamsMax       = 128 // at once, of one connection
+	handshakeLimit   = 10 * time.Second
+	callLimit        = 5 * time.Minute // of a call that is no stream
+	keepaliveIdle    = 30 * time.Second
+	keepaliveAnswer  = 20 * time.Second
+	keepaliveFastest = 5 * time.Second // pings of a client
+	// ConnectionsMax at once, for the listener.
+	ConnectionsMax = 256
+)
+
+// Options of a server. In recovery mode Store may be a copy or nil, and Images,
+// Runtime and Volumes nil.
+type Options struct {
+	TLS        *tls.Config
+	Store      *store.Store
+	Images     Images
+	Registries *image.RegistryBook
+	Runtime    Runtime
+	Volumes    Volumes
+	// Kinds of workloads that have a driver here.
+	Kinds   []string
+	Machine Machine
+	// LogDir is the folder of a workload's log; default logs.Dir.
+	LogDir func(name string) string
+	Log    *slog.Logger
+}
+
+// New makes a server with all services registered. It fails when any method
+// does not say which role it needs.
+func New(o Options) (*grpc.Server, error) {
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	if o.LogDir == nil {
+		o.LogDir = logs.Dir
+	}
+	if o.TLS == nil || o.Machine == nil {
+		return nil, errors.New("server needs TLS and the machine")
+	}
+	g := &gate{log: o.Log, mode: o.Machine.Mode}
+	s := grpc.NewServer(
+		grpc.Creds(&loggedTLS{TransportCredentials: credentials.NewTLS(o.TLS), log: o.Log}),
+		grpc.ChainUnaryInterceptor(g.unary),
+		grpc.ChainStreamInterceptor(g.stream),
+		grpc.MaxRecvMsgSize(messageMax),
+		grpc.MaxSendMsgSize(answerMax),
+		grpc.MaxConcurrentStreams(streamsMax),
+		grpc.ConnectionTimeout(handshakeLimit),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveIdle, Timeout: keepaliveAnswer}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveFastest, PermitWithoutStream: true}),
+		// A handler of an ended call must be through before its server is gone.
+		grpc.WaitForHandlers(true),
+	)
+	capsulev1.RegisterObjectServiceServer(s, &objects{Options: o})
+	capsulev1.RegisterWorkloadServiceServer(s, &workloads{Options: o})
+	capsulev1.RegisterVolumeServiceServer(s, newVolumes(o))
+	capsulev1.RegisterImageServiceServer(s, &images{Options: o})
+	capsulev1.RegisterCapsuleServiceServer(s, &capsule{Options: o})
+	reflection.Register(s)
+	roles, err := methodRoles(s.GetServiceInfo())
+	if err != nil {
+		return nil, fmt.Errorf("start server: %w", err)
+	}
+	g.roles = roles
+	return s, nil
+}

@@ -1,0 +1,414 @@
+package store
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	bolt "go.etcd.io/bbolt"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	v1 "capsule/api/capsule/v1"
+	"capsule/internal/event"
+)
+
+var errReadOnly = fmt.Errorf("the state of this capsule can only be read: %w", errdefs.ErrFailedPrecondition)
+
+// View is the store inside a transaction.
+type View interface {
+	Get(kind, name string) (*v1.Object, error)
+	List(kind string) ([]*v1.Object, error)
+	// Old is the object as it was before the transaction, nil when it is new.
+	Old(obj *v1.Object) *v1.Object
+}
+
+type view struct {
+	tx  *bolt.Tx
+	old map[string]*v1.Object
+}
+
+// Classes of kinds that this version knows.
+const (
+	classWorkload = "workload"
+	classVolume   = "volume"
+)
+
+// class groups kinds whose names are unique together.
+func class(kind string) string {
+	switch kind {
+	case "", "Container", "MicroVM":
+		return classWorkload
+	}
+	return strings.ToLower(kind)
+}
+
+func objectKey(kind, name string) []byte {
+	return []byte(class(kind) + "/" + name)
+}
+
+func (v view) Get(kind, name string) (*v1.Object, error) {
+	key := objectKey(kind, name)
+	data := v.tx.Bucket(bucketObjects).Get(key)
+	if data == nil {
+		return nil, notFound(kind, name)
+	}
+	obj, err := readObject(v.tx, key, data)
+	if err != nil {
+		return nil, err
+	}
+	if kind != "" && obj.GetMeta().GetKind() != kind {
+		return nil, notFound(kind, name)
+	}
+	return obj, nil
+}
+
+func (v view) List(kind string) ([]*v1.Object, error) {
+	var objs []*v1.Object
+	err := v.tx.Bucket(bucketObjects).ForEach(func(key, data []byte) error {
+		obj, err := readObject(v.tx, key, data)
+		if err != nil {
+			return err
+		}
+		if kind == "" || obj.GetMeta().GetKind() == kind {
+			objs = append(objs, obj)
+		}
+		return nil
+	})
+	return objs, err
+}
+
+func (v view) Old(obj *v1.Object) *v1.Object {
+	return v.old[string(objectKey(obj.Meta.Kind, obj.Meta.Name))]
+}
+
+func notFound(kind, name string) error {
+	if kind == "" {
+		kind = classWorkload
+	}
+	return fmt.Errorf("%s %q does not exist: %w", strings.ToLower(kind), name, errdefs.ErrNotFound)
+}
+
+// errDryRun rolls a transaction back whose results are wanted.
+var errDryRun = errors.New("dry run")
+
+// Apply writes all objects with their events, or nothing. Of each, the kind,
+// the name and the spec are read. check sees the objects as they will be, in
+// the same order, all in place; nil checks nothing.
+func (s *Store) Apply(ctx context.Context, objs []*v1.Object, dryRun bool, check func(View, []*v1.Object) error) ([]*v1.ApplyResult, error) {
+	if dryRun && s.ReadOnly() {
+		return nil, errReadOnly
+	}
+	if err := distinct(objs); err != nil {
+		return nil, err
+	}
+	var results []*v1.ApplyResult
+	err := s.update(func(tx *bolt.Tx) ([]Change, error) {
+		if err := ctx.Err(); err != nil { // it ended while others wrote
+			return nil, err
+		}
+		var changes []Change
+		v := view{tx: tx, old: map[string]*v1.Object{}}
+		for _, obj := range objs {
+			result, change, err := applyOne(v, obj)
+			if err != nil {
+				return nil, fmt.Errorf("apply %s %q: %w", strings.ToLower(obj.Meta.Kind), obj.Meta.Name, err)
+			}
+			results = append(results, result)
+			changes = append(changes, change...)
+		}
+		if err := checkAll(v, results, check); err != nil {
+			return nil, err
+		}
+		if dryRun {
+			return nil, errDryRun
+		}
+		return changes, nil
+	})
+	if err != nil && !errors.Is(err, errDryRun) {
+		return nil, err
+	}
+	s.copier.wake()
+	return results, nil
+}
+
+func distinct(objs []*v1.Object) error {
+	seen := map[string]bool{}
+	for i, obj := range objs {
+		if obj.GetMeta().GetName() == "" || obj.GetMeta().GetKind() == "" || specOf(obj) == nil || !fits(obj) {
+			return fmt.Errorf("object %d has no kind, name or spec: %w", i+1, errdefs.ErrInvalidArgument)
+		}
+		key := string(objectKey(obj.Meta.Kind, obj.Meta.Name))
+		if seen[key] {
+			return fmt.Errorf("%s %q is declared twice: %w", strings.ToLower(obj.Meta.Kind), obj.Meta.Name, errdefs.ErrInvalidArgument)
+		}
+		seen[key] = true
+	}
+	return nil
+}
+
+func checkAll(v view, results []*v1.ApplyResult, check func(View, []*v1.Object) error) error {
+	all, err := v.List("")
+	if err != nil {
+		return err
+	}
+	if len(all) > ObjectsMax {
+		return fmt.Errorf("there would be %d objects, at most %d are kept: %w", len(all), ObjectsMax, errdefs.ErrResourceExhausted)
+	}
+	if check == nil {
+		return nil
+	}
+	objs := make([]*v1.Object, 0, len(results))
+	for _, r := range results {
+		objs = append(objs, r.Object)
+	}
+	return check(v, objs)
+}
+
+// applyOne writes one object. An object on its way out is replaced by a new
+// one of the same name: the loop removes what is left of the old first.
+func applyOne(v view, in *v1.Object) (*v1.ApplyResult, []Change, error) {
+	spec := specOf(in)
+	if hasUnknown(spec.ProtoReflect()) {
+		return nil, nil, fmt.Errorf("the spec has fields that this capsule does not know: update the capsule first: %w", errdefs.ErrInvalidArgument)
+	}
+	if size := proto.Size(spec); size > SpecMaxBytes {
+		return nil, nil, fmt.Errorf("the spec has %d bytes, at most %d are kept: %w", size, SpecMaxBytes, errdefs.ErrResourceExhausted)
+	}
+	kind := in.Meta.Kind
+	if class(kind) == classWorkload {
+		kind = "" // it may have been of the other kind
+	}
+	old, err := v.Get(kind, in.Meta.Name)
+	if err != nil && !errdefs.IsNotFound(err) {
+		return nil, nil, err
+	}
+	var changes []Change
+	if old.GetMeta().GetDeletedAt() != nil {
+		if err := remove(v.tx, old); err != nil {
+			return nil, nil, err
+		}
+		changes = append(changes, Change{Object: old, Deleted: true})
+		old = nil
+	}
+	if old != nil {
+		v.old[string(objectKey(in.Meta.Kind, in.Meta.Name))] = proto.CloneOf(old)
+	}
+	obj, outcome := merge(old, in)
+	result := &v1.ApplyResult{Object: obj, Outcome: outcome}
+	if outcome == v1.Outcome_OUTCOME_UNCHANGED {
+		return result, nil, nil
+	}
+	if err := writeObject(v.tx, obj); err != nil {
+		return nil, nil, err
+	}
+	text := map[v1.Outcome]string{v1.Outcome_OUTCOME_CREATED: "created", v1.Outcome_OUTCOME_CHANGED: "changed"}[outcome]
+	if err := note(v.tx, obj, text); err != nil {
+		return nil, nil, err
+	}
+	return result, append(changes, Change{Object: obj}), nil
+}
+
+// merge is the object that an apply of in makes of old.
+func merge(old, in *v1.Object) (*v1.Object, v1.Outcome) {
+	if old == nil {
+		obj := &v1.Object{Meta: &v1.Meta{
+			Kind: in.Meta.Kind, Name: in.Meta.Name, Generation: 1,
+			Uid: newUID(), CreatedAt: timestamppb.Now(),
+		}}
+		put(obj, proto.Clone(specOf(in)))
+		put(obj, pending(obj))
+		return obj, v1.Outcome_OUTCOME_CREATED
+	}
+	obj := proto.CloneOf(old)
+	before := specOf(old)
+	if old.Meta.Kind == in.Meta.Kind && equalKnown(before, specOf(in)) {
+		return obj, v1.Outcome_OUTCOME_UNCHANGED
+	}
+	spec := proto.Clone(specOf(in))
+	if before != nil {
+		spec.ProtoReflect().SetUnknown(before.ProtoReflect().GetUnknown())
+	}
+	put(obj, spec)
+	obj.Meta.Kind = in.Meta.Kind
+	obj.Meta.Generation++
+	return obj, v1.Outcome_OUTCOME_CHANGED
+}
+
+// Mutate changes a workload's spec or intent outside of an apply. event is the
+// type of the event that is kept with it. fn returns ErrUnchanged when there is
+// nothing to do.
+func (s *Store) Mutate(name, event string, fn func(*v1.Object) error) (*v1.Object, error) {
+	var obj *v1.Object
+	err := s.update(func(tx *bolt.Tx) ([]Change, error) {
+		old, err := view{tx: tx}.Get("", name)
+		if err != nil {
+			return nil, err
+		}
+		if old.Meta.DeletedAt != nil {
+			return nil, fmt.Errorf("workload %q is being deleted: %w", name, errdefs.ErrFailedPrecondition)
+		}
+		obj = proto.CloneOf(old)
+		if err := fn(obj); err != nil {
+			if errors.Is(err, ErrUnchanged) {
+				obj = old
+			}
+			return nil, err
+		}
+		obj.Meta = proto.CloneOf(old.Meta)
+		obj.Meta.Generation++
+		obj.GetWorkload().Status = old.GetWorkload().GetStatus()
+		if err := writeObject(tx, obj); err != nil {
+			return nil, err
+		}
+		return []Change{{Object: obj}}, note(tx, obj, event)
+	})
+	if errors.Is(err, ErrUnchanged) {
+		return obj, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	s.copier.wake()
+	return obj, nil
+}
+
+// Delete asks for the removal of an object; the loop calls Remove when nothing
+// is left of it. Asking again is success.
+func (s *Store) Delete(kind, name string) error { return s.DeleteIf(kind, name, nil) }
+
+// DeleteIf is Delete unless check, which sees the store as it is then, has an
+// error; nil checks nothing.
+func (s *Store) DeleteIf(kind, name string, check func(View) error) error {
+	err := s.update(func(tx *bolt.Tx) ([]Change, error) {
+		v := view{tx: tx}
+		obj, err := v.Get(kind, name)
+		if err != nil || obj.Meta.DeletedAt != nil {
+			return nil, err
+		}
+		if check != nil {
+			if err := check(v); err != nil {
+				return nil, err
+			}
+		}
+		obj.Meta.DeletedAt = timestamppb.Now()
+		obj.Meta.Generation++
+		if err := writeObject(tx, obj); err != nil {
+			return nil, err
+		}
+		return []Change{{Object: obj}}, note(tx, obj, "deleting")
+	})
+	if err == nil {
+		s.copier.wake()
+	}
+	return err
+}
+
+// Remove forgets an object of which nothing is left on the machine. An uid that
+// is not there is success.
+func (s *Store) Remove(uid string) error {
+	defer s.copier.wake()
+	return s.update(func(tx *bolt.Tx) ([]Change, error) {
+		obj, err := byUID(tx, uid)
+		if obj == nil || err != nil {
+			return nil, err
+		}
+		return []Change{{Object: obj, Deleted: true}}, remove(tx, obj)
+	})
+}
+
+func remove(tx *bolt.Tx, obj *v1.Object) error {
+	if err := tx.Bucket(bucketObjects).Delete(objectKey(obj.Meta.Kind, obj.Meta.Name)); err != nil {
+		return err
+	}
+	if err := tx.Bucket(bucketStatus).Delete([]byte(obj.Meta.Uid)); err != nil {
+		return err
+	}
+	return note(tx, obj, "deleted")
+}
+
+// PutStatus writes the status of the workload with that uid. It is ignored when
+// there is no such object any more, or when nothing differs.
+func (s *Store) PutStatus(uid string, status *v1.WorkloadStatus) error {
+	return s.putStatus(uid, proto.CloneOf(status))
+}
+
+// PutVolumeStatus is PutStatus for a volume.
+func (s *Store) PutVolumeStatus(uid string, status *v1.VolumeStatus) error {
+	return s.putStatus(uid, proto.CloneOf(status))
+}
+
+func (s *Store) putStatus(uid string, status proto.Message) error {
+	return s.update(func(tx *bolt.Tx) ([]Change, error) {
+		obj, err := byUID(tx, uid)
+		if err != nil {
+			return nil, err
+		}
+		old := statusOf(obj)
+		if old == nil || old.ProtoReflect().Descriptor() != status.ProtoReflect().Descriptor() {
+			return nil, nil
+		}
+		status.ProtoReflect().SetUnknown(old.ProtoReflect().GetUnknown())
+		if proto.Equal(old, status) {
+			return nil, nil
+		}
+		data, err := encode(status)
+		if err != nil {
+			return nil, err
+		}
+		put(obj, status)
+		return []Change{{Object: obj}}, tx.Bucket(bucketStatus).Put([]byte(uid), data)
+	})
+}
+
+func byUID(tx *bolt.Tx, uid string) (*v1.Object, error) {
+	all, err := view{tx: tx}.List("")
+	if err != nil {
+		return nil, err
+	}
+	for _, obj := range all {
+		if obj.GetMeta().GetUid() == uid {
+			return obj, nil
+		}
+	}
+	return nil, nil
+}
+
+// Events gives at most limit events with an id above after, oldest first.
+func (s *Store) Events(after uint64, limit int) (events []*v1.Event, err error) {
+	err = s.db.View(func(tx *bolt.Tx) error {
+		events, err = event.List(tx.Bucket(bucketEvents), after, limit)
+		return err
+	})
+	return events, err
+}
+
+// Note keeps an event about obj that no change of it makes.
+func (s *Store) Note(obj *v1.Object, kind, text string) error {
+	return s.update(func(tx *bolt.Tx) ([]Change, error) { return nil, noteText(tx, obj, kind, text) })
+}
+
+// note appends the event of a change of obj.
+func note(tx *bolt.Tx, obj *v1.Object, kind string) error {
+	return noteText(tx, obj, kind, fmt.Sprintf("%s, generation %d", kind, obj.Meta.Generation))
+}
+
+func noteText(tx *bolt.Tx, obj *v1.Object, kind, text string) error {
+	return event.Append(tx.Bucket(bucketEvents), &v1.Event{
+		Time: timestamppb.New(time.Now()), Kind: obj.Meta.Kind, Name: obj.Meta.Name,
+		Uid: obj.Meta.Uid, Generation: obj.Meta.Generation, Type: kind,
+		Message: fmt.Sprintf("%s %s: %s", strings.ToLower(obj.Meta.Kind), obj.Meta.Name, text),
+	})
+}
+
+// newUID is 128 random bits in hexadecimal.
+func newUID() string {
+	b := make([]byte, 16)
+	rand.Read(b) // never fails: crypto/rand ends the program instead
+	return hex.EncodeToString(b)
+}

@@ -1,0 +1,9 @@
+package uplink
+
+import (
+	"testing"
+
+	"capsule/internal/nettest"
+)
+
+func TestMain(m *testing.M) { nettest.Main(m) }

@@ -1,0 +1,397 @@
+package uplink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"capsule/internal/nettest"
+
+	"github.com/insomniacslk/dhcp/dhcpv4"
+	"github.com/insomniacslk/dhcp/dhcpv4/server4"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// lan is a neighbour with a DHCP server that does as told.
+type lan struct {
+	ns     *nettest.NS
+	server *server4.Server
+
+	mu    sync.Mutex
+	seen  []*dhcpv4.DHCPv4
+	give  netip.Addr
+	lease time.Duration
+	nak   bool // every request
+	mute  bool
+	dns   netip.Addr
+}
+
+const (
+	lanAddress = "192.168.77.1/24"
+	ourLink    = "up0"
+	lanLink    = "lan0"
+)
+
+func newLAN(t *testing.T) *lan {
+	l := &lan{ns: nettest.New(t), give: netip.MustParseAddr("192.168.77.50"), lease: time.Hour, dns: netip.MustParseAddr("192.168.77.1")}
+	nettest.Cable(t, ourLink, l.ns, lanLink)
+	l.ns.Addr(t, lanLink, lanAddress)
+	return l
+}
+
+func (l *lan) start(t *testing.T) {
+	t.Helper()
+	l.ns.Do(t, func() (err error) {
+		l.server, err = server4.NewServer(lanLink, &net.UDPAddr{Port: 67}, l.handle)
+		return err
+	})
+	server := l.server
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = server.Serve()
+	}()
+	t.Cleanup(func() {
+		server.Close()
+		<-done
+	})
+}
+
+func (l *lan) set(change func(*lan)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	change(l)
+}
+
+func (l *lan) handle(conn net.PacketConn, _ net.Addr, m *dhcpv4.DHCPv4) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.seen = append(l.seen, m)
+	if l.mute {
+		return
+	}
+	self := netip.MustParsePrefix(lanAddress).Addr()
+	r, err := dhcpv4.NewReplyFromRequest(m,
+		dhcpv4.WithYourIP(l.give.AsSlice()),
+		dhcpv4.WithOption(dhcpv4.OptServerIdentifier(self.AsSlice())),
+		dhcpv4.WithNetmask(net.CIDRMask(24, 32)),
+		dhcpv4.WithOption(dhcpv4.OptRouter(self.AsSlice())),
+		dhcpv4.WithOption(dhcpv4.OptDNS(l.dns.AsSlice())),
+		dhcpv4.WithOption(dhcpv4.OptNTPServers(net.IPv4(192, 168, 77, 9))),
+		dhcpv4.WithOption(dhcpv4.OptDomainName("home.example")),
+		dhcpv4.WithGeneric(dhcpv4.OptionInterfaceMTU, []byte{5, 120}),
+		dhcpv4.WithLeaseTime(uint32(l.lease/time.Second)))
+	if err != nil {
+		return
+	}
+	asked := m.RequestedIPAddress()
+	if asked == nil {
+		asked = m.ClientIPAddr
+	}
+	switch {
+	case m.MessageType() == dhcpv4.MessageTypeDiscover:
+		r.UpdateOption(dhcpv4.OptMessageType(dhcpv4.MessageTypeOffer))
+	case l.nak || m.ClientIPAddr.IsUnspecified() && !asked.Equal(l.give.AsSlice()):
+		r.UpdateOption(dhcpv4.OptMessageType(dhcpv4.MessageTypeNak))
+		r.YourIPAddr = net.IPv4zero
+	default:
+		r.UpdateOption(dhcpv4.OptMessageType(dhcpv4.MessageTypeAck))
+	}
+	dest := &net.UDPAddr{IP: net.IPv4bcast, Port: 68}
+	if !m.ClientIPAddr.IsUnspecified() {
+		dest.IP = m.ClientIPAddr
+	}
+	_, _ = conn.WriteTo(r.ToBytes(), dest)
+}
+
+// requests of a type that came since the count.
+func (l *lan) requests(since int, kind dhcpv4.MessageType) []*dhcpv4.DHCPv4 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var list []*dhcpv4.DHCPv4
+	for _, m := range l.seen[since:] {
+		if m.MessageType() == kind {
+			list = append(list, m)
+		}
+	}
+	return list
+}
+
+func (l *lan) count() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.seen)
+}
+
+// daemon is a running Run.
+type daemon struct {
+	mu     sync.Mutex
+	states []State
+	cancel context.CancelFunc
+	done   chan error
+}
+
+func (d *daemon) stop(t *testing.T) {
+	t.Helper()
+	d.cancel()
+	if err := <-d.done; err != nil {
+		t.Fatal(err)
+	}
+	d.done <- nil
+}
+
+func (d *daemon) last() State {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.states) == 0 {
+		return State{}
+	}
+	return d.states[len(d.states)-1]
+}
+
+func run(t *testing.T, dir string) *daemon {
+	ctx, cancel := context.WithCancel(context.Background())
+	d := &daemon{cancel: cancel, done: make(chan error, 1)}
+	opts := Options{
+		Hostname: "capsule-a3f2",
+		RunDir:   dir,
+		Select:   func(l netlink.Link) bool { return strings.HasPrefix(l.Attrs().Name, "up") },
+		OnChange: func(s State) {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			d.states = append(d.states, s)
+		},
+	}
+	go func() { d.done <- Run(ctx, opts) }()
+	t.Cleanup(func() { d.stop(t) })
+	return d
+}
+
+// has waits for exactly these IPv4 addresses.
+func (d *daemon) has(t *testing.T, limit time.Duration, want ...string) {
+	t.Helper()
+	nettest.Eventually(t, limit, func() error {
+		got := []string{}
+		for _, p := range d.last().Addresses {
+			if p.Addr().Is4() {
+				got = append(got, p.String())
+			}
+		}
+		if !slices.Equal(got, want) && len(got)+len(want) > 0 {
+			return fmt.Errorf("addresses %v, want %v, message %q", got, want, d.last().Message)
+		}
+		return nil
+	})
+}
+
+// resolves waits for exactly this DNS server: a link's address is seen first,
+// what else its lease holds right after.
+func (d *daemon) resolves(t *testing.T, want string) State {
+	t.Helper()
+	nettest.Eventually(t, time.Second, func() error {
+		if s := d.last(); !slices.Equal(s.DNS, []netip.Addr{netip.MustParseAddr(want)}) {
+			return fmt.Errorf("DNS %v, want %s", s.DNS, want)
+		}
+		return nil
+	})
+	return d.last()
+}
+
+func (d *daemon) says(t *testing.T, limit time.Duration, part string) {
+	t.Helper()
+	nettest.Eventually(t, limit, func() error {
+		if m := d.last().Message; !strings.Contains(m, part) {
+			return fmt.Errorf("message %q, want %q", m, part)
+		}
+		return nil
+	})
+}
+
+func TestAddress(t *testing.T) {
+	l := newLAN(t)
+	l.start(t)
+	d := run(t, t.TempDir())
+	d.has(t, 5*time.Second, "192.168.77.50/24")
+	s := d.resolves(t, "192.168.77.1")
+	if s.Domain != "home.example" || s.Message != "" ||
+		!slices.Equal(s.NTP, []netip.Addr{netip.MustParseAddr("192.168.77.9")}) {
+		t.Errorf("state %+v", s)
+	}
+	link := (*nettest.NS)(nil).Link(t, ourLink)
+	if link.Attrs().MTU != 1400 {
+		t.Errorf("MTU %d, want 1400", link.Attrs().MTU)
+	}
+	if got := gateway(t); got != "192.168.77.1" {
+		t.Errorf("default route by %q", got)
+	}
+	for _, m := range l.requests(0, dhcpv4.MessageTypeDiscover) {
+		if m.HostName() != "capsule-a3f2" {
+			t.Errorf("hostname %q", m.HostName())
+		}
+	}
+}
+
+// gateway of the default route.
+func gateway(t *testing.T) string {
+	t.Helper()
+	routes, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Protocol: unix.RTPROT_DHCP}, netlink.RT_FILTER_PROTOCOL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []string
+	for _, r := range routes {
+		all = append(all, r.Gw.String())
+	}
+	return strings.Join(all, " ")
+}
+
+// The switch port forwards only later; the server comes only later (BOOT-01).
+func TestServerLater(t *testing.T) {
+	l := newLAN(t)
+	d := run(t, t.TempDir())
+	d.says(t, 20*time.Second, "no DHCP server answers")
+	l.start(t)
+	d.has(t, 15*time.Second, "192.168.77.50/24")
+}
+
+func TestCableLater(t *testing.T) {
+	l := newLAN(t)
+	l.ns.Down(t, lanLink)
+	l.start(t)
+	d := run(t, t.TempDir())
+	d.says(t, 2*time.Second, "no carrier")
+	l.ns.Up(t, lanLink)
+	d.has(t, 3*time.Second, "192.168.77.50/24")
+
+	// Pulled and plugged into the same network: the same address, asked for.
+	before := l.count()
+	l.ns.Down(t, lanLink)
+	l.ns.Up(t, lanLink)
+	nettest.Eventually(t, 3*time.Second, func() error {
+		if len(l.requests(before, dhcpv4.MessageTypeRequest)) == 0 {
+			return errors.New("nothing asked")
+		}
+		return nil
+	})
+	d.has(t, time.Second, "192.168.77.50/24")
+
+	// Into another network.
+	l.ns.Down(t, lanLink)
+	l.set(func(l *lan) { l.give = netip.MustParseAddr("192.168.77.60") })
+	l.ns.Up(t, lanLink)
+	d.has(t, 5*time.Second, "192.168.77.60/24")
+}
+
+func TestHotplug(t *testing.T) {
+	nettest.Require(t)
+	d := run(t, t.TempDir())
+	d.says(t, 2*time.Second, "no wired network link")
+	l := newLAN(t)
+	l.start(t)
+	d.has(t, 5*time.Second, "192.168.77.50/24")
+	if err := netlink.LinkDel((*nettest.NS)(nil).Link(t, ourLink)); err != nil {
+		t.Fatal(err)
+	}
+	d.has(t, 5*time.Second)
+	d.says(t, 2*time.Second, "no wired network link")
+}
+
+// BOOT-02: the lease is renewed at T1, from our address to the server.
+func TestRenew(t *testing.T) {
+	l := newLAN(t)
+	l.lease = leaseMin
+	l.start(t)
+	d := run(t, t.TempDir())
+	d.has(t, 5*time.Second, "192.168.77.50/24")
+	start := time.Now()
+	renewal := l.awaitRenewal(t, l.count(), 8*time.Second)
+	if passed := time.Since(start); passed < 4*time.Second {
+		t.Errorf("renewed after %s, T1 is 5 s", passed)
+	}
+	if renewal.ServerIdentifier() != nil || renewal.RequestedIPAddress() != nil {
+		t.Errorf("renewal carries what it may not: %s", renewal.Summary())
+	}
+
+	// Another DNS server and another address at the next one.
+	l.set(func(l *lan) {
+		l.give, l.dns = netip.MustParseAddr("192.168.77.51"), netip.MustParseAddr("192.168.77.2")
+	})
+	d.has(t, 10*time.Second, "192.168.77.51/24")
+	d.resolves(t, "192.168.77.2")
+	if got := gateway(t); got != "192.168.77.1" {
+		t.Errorf("default route by %q", got)
+	}
+	// The new one was there before the old one went.
+	d.mu.Lock()
+	states := slices.Clone(d.states)
+	d.mu.Unlock()
+	for i, s := range states {
+		if i > 0 && len(s.Addresses) == 0 && len(states[i-1].Addresses) > 0 {
+			t.Errorf("no address in between: %+v", states)
+		}
+	}
+
+	// Refused: away at once, then another one.
+	l.set(func(l *lan) { l.nak = true })
+	d.says(t, 10*time.Second, "refused")
+	if len(d.last().Addresses) > 0 && d.last().Addresses[0].Addr().Is4() {
+		t.Errorf("still has %v", d.last().Addresses)
+	}
+	l.set(func(l *lan) { l.nak, l.give = false, netip.MustParseAddr("192.168.77.52") })
+	d.has(t, 15*time.Second, "192.168.77.52/24")
+
+	// Nobody answers past expiry: away.
+	l.set(func(l *lan) { l.mute = true })
+	d.has(t, 15*time.Second)
+	l.set(func(l *lan) { l.mute = false })
+	d.has(t, 15*time.Second, "192.168.77.52/24")
+}
+
+func (l *lan) awaitRenewal(t *testing.T, since int, limit time.Duration) *dhcpv4.DHCPv4 {
+	t.Helper()
+	var found *dhcpv4.DHCPv4
+	nettest.Eventually(t, limit, func() error {
+		for _, m := range l.requests(since, dhcpv4.MessageTypeRequest) {
+			if !m.ClientIPAddr.IsUnspecified() {
+				found = m
+				return nil
+			}
+		}
+		return errors.New("no renewal seen")
+	})
+	return found
+}
+
+// A daemon that dies leaves the address, and the next one asks for the same.
+func TestAdopt(t *testing.T) {
+	l := newLAN(t)
+	l.start(t)
+	dir := t.TempDir()
+	d := run(t, dir)
+	d.has(t, 5*time.Second, "192.168.77.50/24")
+	d.stop(t)
+	// Another one would be given to a stranger.
+	l.set(func(l *lan) { l.mute = true })
+	before := l.count()
+	d = run(t, dir)
+	d.has(t, time.Second, "192.168.77.50/24")
+	d.resolves(t, "192.168.77.1")
+	nettest.Eventually(t, 2*time.Second, func() error {
+		for _, m := range l.requests(before, dhcpv4.MessageTypeRequest) {
+			if m.RequestedIPAddress().Equal(net.IPv4(192, 168, 77, 50)) {
+				return nil
+			}
+		}
+		return errors.New("the same address was not asked for")
+	})
+	l.set(func(l *lan) { l.mute = false })
+	d.has(t, time.Second, "192.168.77.50/24")
+}

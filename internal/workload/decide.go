@@ -1,0 +1,554 @@
+package workload
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	v1 "capsule/api/capsule/v1"
+)
+
+// verb of a step.
+type verb string
+
+// The steps. Each is idempotent, so that a cut between two loses nothing.
+const (
+	stepWait       verb = "wait"       // nothing to do until a wake-up
+	stepPull       verb = "pull"       // fetch the image
+	stepPrepare    verb = "prepare"    // make the instance of the wanted generation
+	stepStart      verb = "start"      // start the instance of the wanted generation
+	stepStartOld   verb = "start old"  // start the generation that served before again
+	stepStop       verb = "stop"       // stop an instance, gracefully
+	stepRemove     verb = "remove"     // remove an instance
+	stepForget     verb = "forget"     // nothing is left: give back the network, drop the object
+	restartOnFail       = "on-failure" // restart policies of the spec
+	restartNever        = "never"
+	reasonOperator      = "operator"
+	reasonOOM           = "oom"
+	reasonExit          = "exit"
+	reasonSignal        = "signal"
+	reasonImage         = "image"
+	reasonConfig        = "config"
+	reasonStart         = "start"
+	reasonMachine       = "machine"
+	reasonVolume        = "volume"
+)
+
+// volumesOf tells whose volumes a step needs.
+type volumesOf int
+
+// A step that leads to a start needs those of what is to be started.
+const (
+	ofNone   volumesOf = iota
+	ofWanted           // the wanted generation
+	ofServed           // the one that served before
+)
+
+// step is the one next thing to do.
+type step struct {
+	Do verb
+	// Again tells a start after an end, which counts as a restart.
+	Again bool
+	// Halt tells a stop because of a volume.
+	Halt bool
+	ID   ID     // of stop, remove and start
+	Kind string // whose driver does it
+}
+
+// world is all that a decision looks at.
+type world struct {
+	Object     *v1.Object // with its last status
+	Seen       []seen
+	ImageLocal bool // the wanted image is in the cache
+	Available  bool // the kind has a driver
+	// Served is the generation that was started last; its spec is kept.
+	Served uint64
+	// OldRetry is when an ended older generation is started again.
+	OldRetry time.Time
+	// Held says what the wanted generation's volumes wait for, and OldHeld that
+	// those of the one that served before do; see decision.Volumes.
+	Held    string
+	OldHeld bool
+	// Freed tells that a volume that a start failed for may be better now.
+	Freed bool
+	// Halt says why what runs is to be stopped because of a volume, for now.
+	Halt string
+	Now  time.Time
+}
+
+// seen is an instance and the kind whose driver lists it.
+type seen struct {
+	Observed
+	Kind string
+}
+
+// decision is the next step, the status to show before it, and how long a wait
+// lasts at most (0: until a wake-up).
+type decision struct {
+	Step   step
+	Status *v1.WorkloadStatus
+	After  time.Duration
+	// Volumes are those that the workload must hold before the step is done.
+	Volumes volumesOf
+}
+
+// decide gives the next step towards what the object declares. It has no side
+// effects and reads no clock.
+func decide(w world) decision {
+	d := &decider{world: w, status: fresh(w.Object)}
+	for _, s := range w.Seen {
+		switch {
+		case s.UID != w.Object.Meta.Uid:
+			d.foreign = append(d.foreign, s)
+		case s.Generation == w.Object.Meta.Generation && s.Kind == w.Object.Meta.Kind:
+			d.current = &s
+		default:
+			d.old = append(d.old, s)
+		}
+	}
+	// Newest first: the one most likely to serve.
+	slices.SortFunc(d.old, func(a, b seen) int { return int(int64(b.Generation) - int64(a.Generation)) })
+	d.observe()
+	return d.next()
+}
+
+// fresh is the status to go on from; a new generation starts its counts anew.
+func fresh(obj *v1.Object) *v1.WorkloadStatus {
+	status := obj.GetWorkload().GetStatus()
+	if status == nil {
+		status = &v1.WorkloadStatus{}
+	}
+	status = proto.CloneOf(status)
+	if status.Generation != obj.Meta.Generation {
+		status.Generation = obj.Meta.Generation
+		status.Phase = v1.Phase_PHASE_PENDING
+		status.Message, status.Reason = "", ""
+		status.Restarts, status.Failures = 0, 0
+		status.NextStartAt, status.Warnings = nil, nil
+		status.Emulated = false
+	}
+	return status
+}
+
+type decider struct {
+	world
+	status  *v1.WorkloadStatus
+	current *seen // the wanted generation
+	old     []seen
+	foreign []seen
+}
+
+func (d *decider) next() decision {
+	workload := d.Object.GetWorkload()
+	switch {
+	case len(d.foreign) > 0:
+		return d.clear(d.foreign[0], "what is left of a deleted workload of this name is removed")
+	case d.Object.Meta.DeletedAt != nil:
+		return d.deleted()
+	case workload.GetIntent().GetStopped():
+		return d.stopped()
+	case d.Halt != "" && d.anyRunning() != nil:
+		return d.halt()
+	case !d.Available:
+		d.show(v1.Phase_PHASE_FAILED, reasonConfig, fmt.Sprintf("kind %s is not available on this capsule", d.Object.Meta.Kind))
+		return d.keepOld()
+	case d.current == nil:
+		return d.make()
+	case d.current.State == Prepared && !d.ran(), d.neverStarted():
+		return d.replace()
+	case d.current.State == Running:
+		return d.running()
+	default:
+		return d.ended()
+	}
+}
+
+// observe copies what can be seen into the status.
+func (d *decider) observe() {
+	d.status.RunningGeneration, d.status.ImageDigest = 0, ""
+	all := d.old
+	if d.current != nil {
+		all = append([]seen{*d.current}, d.old...)
+	}
+	if i := slices.IndexFunc(all, func(s seen) bool { return s.State == Running }); i >= 0 {
+		d.status.RunningGeneration = all[i].Generation
+		d.status.ImageDigest = all[i].ImageDigest
+		d.status.StartedAt = stamp(all[i].StartedAt)
+		d.status.Emulated = all[i].Emulated
+	}
+	if d.current != nil && d.current.Emulated { // a first start takes long, too
+		d.status.Emulated = true
+	}
+}
+
+func (d *decider) show(phase v1.Phase, reason, message string) {
+	d.status.Phase, d.status.Reason, d.status.Message = phase, reason, message
+}
+
+func (d *decider) do(do verb, on *seen) decision {
+	s := step{Do: do, Kind: d.Object.Meta.Kind, ID: d.wanted()}
+	if on != nil {
+		s.ID, s.Kind = on.ID, on.Kind
+	}
+	return decision{Step: s, Status: d.status}
+}
+
+func (d *decider) wait(after time.Duration) decision {
+	return decision{Step: step{Do: stepWait}, Status: d.status, After: after}
+}
+
+func (d *decider) wanted() ID {
+	return ID{Name: d.Object.Meta.Name, UID: d.Object.Meta.Uid, Generation: d.Object.Meta.Generation}
+}
+
+// clear stops an instance that runs and removes one that does not.
+func (d *decider) clear(s seen, message string) decision {
+	d.show(v1.Phase_PHASE_STOPPING, "", message)
+	if s.State == Running {
+		return d.do(stepStop, &s)
+	}
+	return d.do(stepRemove, &s)
+}
+
+// halt stops what runs because of a volume; what becomes of it is written when it
+// has ended.
+func (d *decider) halt() decision {
+	d.show(v1.Phase_PHASE_STOPPING, reasonVolume, d.Halt)
+	next := d.do(stepStop, d.anyRunning())
+	next.Step.Halt = true
+	return next
+}
+
+func (d *decider) deleted() decision {
+	d.status.NextStartAt = nil
+	if d.current != nil {
+		return d.clear(*d.current, "being deleted")
+	}
+	if len(d.old) > 0 {
+		return d.clear(d.old[0], "being deleted")
+	}
+	d.show(v1.Phase_PHASE_STOPPING, "", "being deleted")
+	return d.do(stepForget, nil)
+}
+
+// stopped stops whatever runs. The newest instance that ran is kept, so that
+// its files last until the next start; one that never ran is removed.
+func (d *decider) stopped() decision {
+	d.status.NextStartAt = nil
+	all := d.old
+	if d.current != nil {
+		all = append([]seen{*d.current}, d.old...)
+	}
+	kept := false
+	for _, s := range all {
+		switch {
+		case s.State == Running:
+			d.show(v1.Phase_PHASE_STOPPING, reasonOperator, "being stopped by an operator")
+			return d.do(stepStop, &s)
+		case kept || s.State == Prepared && s.Generation != d.Served:
+			d.show(v1.Phase_PHASE_STOPPING, reasonOperator, "being stopped by an operator")
+			return d.do(stepRemove, &s)
+		default:
+			kept = true
+			d.recordEnd(s)
+		}
+	}
+	d.show(v1.Phase_PHASE_STOPPED, reasonOperator, "stopped by an operator")
+	return d.wait(0)
+}
+
+// make leads from nothing to a prepared instance; older ones go on serving.
+func (d *decider) make() decision {
+	pushed := d.status.Reason == reasonImage && d.ImageLocal // what was missing is there now
+	if after := d.pause(retryPermanent); after > 0 && !pushed {
+		d.keepFailure()
+		return d.orOld(after)
+	}
+	if !d.ImageLocal {
+		d.show(v1.Phase_PHASE_PULLING, "", fmt.Sprintf("pulling image %q", d.Object.GetWorkload().GetSpec().GetImage()))
+		return d.do(stepPull, nil)
+	}
+	if d.Held != "" {
+		return d.hold()
+	}
+	d.show(v1.Phase_PHASE_STARTING, "", "preparing its instance")
+	return d.with(ofWanted, d.do(stepPrepare, nil))
+}
+
+// hold waits for volumes, until a wake-up: an older generation goes on serving.
+func (d *decider) hold() decision {
+	d.status.NextStartAt = nil
+	d.show(v1.Phase_PHASE_PENDING, reasonVolume, meanwhile(d.Held, d.status))
+	return d.orOld(0)
+}
+
+func (d *decider) with(volumes volumesOf, next decision) decision {
+	next.Volumes = volumes
+	return next
+}
+
+// ran tells that the wanted generation was started before, whatever the runtime
+// still knows of it after a loss of power.
+func (d *decider) ran() bool {
+	switch d.status.Phase {
+	case v1.Phase_PHASE_RUNNING, v1.Phase_PHASE_BACK_OFF, v1.Phase_PHASE_EXITED:
+		return true
+	}
+	return false
+}
+
+// neverStarted tells that only failed starts are known of the wanted
+// generation, whatever the runtime calls what they left.
+func (d *decider) neverStarted() bool {
+	if d.current.State != Ended || !d.current.FinishedAt.IsZero() {
+		return false
+	}
+	switch d.status.Phase {
+	case v1.Phase_PHASE_FAILED:
+		return true
+	case v1.Phase_PHASE_PENDING: // held, after either
+		return d.Served != d.current.Generation
+	}
+	return false
+}
+
+// replace leads from a prepared instance to a running one.
+func (d *decider) replace() decision {
+	if after := d.pause(retryPermanent); after > 0 {
+		d.keepFailure()
+		return d.orOld(after)
+	}
+	if d.Held != "" {
+		return d.hold()
+	}
+	if run := d.runningOld(); run != nil {
+		d.show(v1.Phase_PHASE_STARTING, "", fmt.Sprintf("stopping generation %d", run.Generation))
+		return d.with(ofWanted, d.do(stepStop, run))
+	}
+	d.show(v1.Phase_PHASE_STARTING, "", "starting")
+	return d.with(ofWanted, d.do(stepStart, nil))
+}
+
+func (d *decider) running() decision {
+	if run := d.runningOld(); run != nil {
+		return d.do(stepStop, run)
+	}
+	text := "running"
+	if d.current.Note != "" {
+		text = d.current.Note
+	}
+	d.show(v1.Phase_PHASE_RUNNING, "", text)
+	d.status.NextStartAt = nil
+	if len(d.old) > 0 {
+		return d.do(stepRemove, &d.old[0])
+	}
+	if d.status.Failures == 0 {
+		return d.wait(0)
+	}
+	left := goodRun - d.Now.Sub(d.current.StartedAt)
+	if left <= 0 {
+		d.status.Failures = 0
+		return d.wait(0)
+	}
+	return d.wait(min(left, goodRun))
+}
+
+// ended judges an end of the wanted generation.
+func (d *decider) ended() decision {
+	if run := d.runningOld(); run != nil {
+		return d.do(stepStop, run)
+	}
+	if len(d.old) > 0 {
+		return d.do(stepRemove, &d.old[0])
+	}
+	if d.unaccounted() {
+		if d.current.FinishedAt.IsZero() {
+			return d.lost()
+		}
+		d.account()
+	}
+	if d.status.Phase == v1.Phase_PHASE_EXITED {
+		return d.wait(0)
+	}
+	if after := d.pause(retryPermanent); after > 0 {
+		d.keepFailure()
+		return d.wait(after)
+	}
+	d.show(v1.Phase_PHASE_STARTING, d.status.Reason, "starting again")
+	return d.again()
+}
+
+// unaccounted tells that the status does not know of this end yet.
+func (d *decider) unaccounted() bool {
+	if !d.current.FinishedAt.IsZero() {
+		return !d.current.FinishedAt.Equal(d.status.FinishedAt.AsTime()) || d.status.FinishedAt == nil
+	}
+	switch d.status.Phase {
+	case v1.Phase_PHASE_EXITED, v1.Phase_PHASE_BACK_OFF, v1.Phase_PHASE_FAILED, v1.Phase_PHASE_STARTING:
+		return false
+	}
+	return !held(d.status)
+}
+
+// lost starts what the machine took down with it at once: it did not fail.
+// What must never be restarted is not, since it may have done its work.
+func (d *decider) lost() decision {
+	d.status.NextStartAt, d.status.ExitCode = nil, nil
+	if d.Object.GetWorkload().GetSpec().GetRestart() == restartNever {
+		d.show(v1.Phase_PHASE_EXITED, reasonMachine, "ended with the machine; its restart policy is never")
+		return d.wait(0)
+	}
+	d.show(v1.Phase_PHASE_STARTING, reasonMachine, "starting again after the machine went down")
+	return d.again()
+}
+
+func (d *decider) again() decision {
+	if d.Held != "" {
+		return d.hold()
+	}
+	next := d.with(ofWanted, d.do(stepStart, nil))
+	next.Step.Again = true
+	return next
+}
+
+// account writes an end into the status and sets the next start.
+func (d *decider) account() {
+	c := d.current
+	d.recordEnd(*c)
+	reason, text := cause(c.Observed)
+	policy := d.Object.GetWorkload().GetSpec().GetRestart()
+	if policy == restartNever || policy == restartOnFail && c.ExitCode == 0 && !c.OOM {
+		d.status.NextStartAt = nil
+		d.show(v1.Phase_PHASE_EXITED, reason, text)
+		return
+	}
+	if c.FinishedAt.Sub(c.StartedAt) >= goodRun {
+		d.status.Failures = 0
+	}
+	d.status.Failures++
+	d.status.NextStartAt = stamp(c.FinishedAt.Add(delay(backoffMin, d.status.Failures)))
+	d.show(v1.Phase_PHASE_BACK_OFF, reason, text)
+}
+
+func (d *decider) recordEnd(s seen) {
+	if s.FinishedAt.IsZero() {
+		return
+	}
+	code := int32(s.ExitCode)
+	d.status.ExitCode = &code
+	d.status.StartedAt, d.status.FinishedAt = stamp(s.StartedAt), stamp(s.FinishedAt)
+}
+
+// cause of an end, as a word and a sentence: the driver's, where it has one.
+func cause(o Observed) (reason, text string) {
+	switch {
+	case o.OOM:
+		reason, text = reasonOOM, fmt.Sprintf("killed at its memory limit (exit code %d)", o.ExitCode)
+	case o.ExitCode > 128 && o.ExitCode <= 128+64:
+		reason, text = reasonSignal, fmt.Sprintf("ended by signal %d (exit code %d)", o.ExitCode-128, o.ExitCode)
+	default:
+		reason, text = reasonExit, fmt.Sprintf("exited with code %d", o.ExitCode)
+	}
+	if o.Note != "" {
+		text = fmt.Sprintf("%s (exit code %d)", o.Note, o.ExitCode)
+	}
+	return reason, text
+}
+
+// pause is how long to wait yet before the next try. A wait longer than any
+// that we set means that the clock was moved: it is over.
+func (d *decider) pause(first time.Duration) time.Duration {
+	if d.status.NextStartAt == nil || d.Freed && d.status.Reason == reasonVolume {
+		return 0
+	}
+	left := d.status.NextStartAt.AsTime().Sub(d.Now)
+	if left > delay(first, max(d.status.Failures, 1)) {
+		return 0
+	}
+	return max(left, 0)
+}
+
+// keepFailure shows the waiting phase with the reason and message it has.
+func (d *decider) keepFailure() {
+	if d.status.Phase != v1.Phase_PHASE_BACK_OFF && !held(d.status) {
+		d.status.Phase = v1.Phase_PHASE_FAILED
+	}
+}
+
+// held tells that a workload waits for a volume.
+func held(status *v1.WorkloadStatus) bool {
+	return status.Phase == v1.Phase_PHASE_PENDING && status.Reason == reasonVolume
+}
+
+func (d *decider) anyRunning() *seen {
+	if d.current != nil && d.current.State == Running {
+		return d.current
+	}
+	return d.runningOld()
+}
+
+func (d *decider) runningOld() *seen {
+	for i := range d.old {
+		if d.old[i].State == Running {
+			return &d.old[i]
+		}
+	}
+	return nil
+}
+
+// keepOld waits for a new spec while an older generation serves.
+func (d *decider) keepOld() decision { return d.orOld(0) }
+
+// orOld waits; meanwhile the generation that served before is kept up.
+func (d *decider) orOld(after time.Duration) decision {
+	if d.runningOld() != nil || d.Object.GetWorkload().GetSpec().GetRestart() == restartNever {
+		return d.wait(after)
+	}
+	for i := range d.old {
+		if d.old[i].Generation != d.Served {
+			continue
+		}
+		if left := d.OldRetry.Sub(d.Now); left > 0 && left <= backoffMax {
+			if after == 0 {
+				after = left
+			}
+			return d.wait(min(after, left))
+		}
+		if d.OldHeld {
+			return d.wait(after)
+		}
+		return d.with(ofServed, d.do(stepStartOld, &d.old[i]))
+	}
+	return d.wait(after)
+}
+
+// heldUp is the status after a start that a volume was in the way of, or after
+// such a stop: the same again is tried, ever more rarely.
+func heldUp(status *v1.WorkloadStatus, message string, permanent bool, now time.Time) *v1.WorkloadStatus {
+	status = failed(status, reasonVolume, message, permanent, now)
+	status.Phase = v1.Phase_PHASE_PENDING
+	return status
+}
+
+// failed is the status after a step that went wrong.
+func failed(status *v1.WorkloadStatus, reason, message string, permanent bool, now time.Time) *v1.WorkloadStatus {
+	status = proto.CloneOf(status)
+	status.Failures++
+	first := retryMin
+	if permanent {
+		first = retryPermanent
+	}
+	status.NextStartAt = timestamppb.New(now.Add(delay(first, status.Failures)))
+	status.Phase, status.Reason, status.Message = v1.Phase_PHASE_FAILED, reason, message
+	return status
+}
+
+func stamp(t time.Time) *timestamppb.Timestamp {
+	if t.IsZero() {
+		return nil
+	}
+	return timestamppb.New(t)
+}

@@ -1,0 +1,136 @@
+// Command all runs every test of Capsule in the order that fails soonest:
+// static checks, unit and CLI tests, drivers on our own kernel, whole machines.
+// It prints the slowest ten tests and the coverage of the core packages.
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sort"
+	"strings"
+	"time"
+)
+
+// coverageFloor is the least part of a core package's statements that its
+// tests must reach, in percent.
+const coverageFloor = 80.0
+
+// core are the packages that the floor holds for.
+var core = []string{
+	"capsule/internal/workload", "capsule/internal/store", "capsule/internal/reconcile",
+	"capsule/internal/network", "capsule/internal/image", "capsule/internal/volume",
+}
+
+// machinePackages have tests that need our own kernel and root.
+var machinePackages = []string{
+	"./internal/network", "./internal/uplink", "./internal/image", "./internal/container",
+	"./internal/dm", "./internal/ext4", "./internal/lvm/...", "./internal/volume", "./test/powercut/metadata",
+}
+
+type stage struct {
+	name string
+	argv []string
+	env  []string
+	root bool // only root can run it
+}
+
+func main() {
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "error:", err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
+	vmexec, err := filepath.Abs("bin/vmexec")
+	if err != nil {
+		return err
+	}
+	stages := []stage{
+		{name: "static checks", argv: []string{"make", "lint"}},
+		{name: "unit", argv: []string{"go", "test", "-json", "-race", "-cover", "./..."}},
+		{name: "build vmexec", argv: []string{"go", "build", "-o", vmexec, "./test/vmexec"}},
+		{name: "drivers on our kernel", argv: append([]string{"go", "test", "-json", "-cover", "-count=1", "-p=2", "-short", "-timeout=20m",
+			"-exec", vmexec + " --"}, machinePackages...), env: []string{"CGO_ENABLED=0"}},
+		{name: "microVMs here", argv: []string{"go", "test", "-json", "-count=1", "-p=1", "-timeout=20m", "./internal/guest/...", "./internal/microvm"},
+			env: []string{"CAPSULE_TEST_GUEST=1"}, root: true},
+		{name: "the root is reproducible", argv: []string{"go", "run", "./image", "-check-reproducible"}},
+		{name: "whole machine", argv: []string{"go", "test", "-json", "-count=1", "-timeout=25m", "-tags=machine", "./test/machine"}},
+		{name: "power cuts", argv: []string{"go", "test", "-json", "-count=1", "-timeout=20m", "-tags=machine", "./test/powercut"}},
+	}
+	var r report
+	for _, s := range stages {
+		if s.root && os.Geteuid() != 0 {
+			fmt.Printf("=== %s: SKIPPED, needs root\n", s.name)
+			r.skipped++
+			continue
+		}
+		began := time.Now()
+		fmt.Printf("=== %s: %s\n", s.name, strings.Join(s.argv, " "))
+		if err := s.run(&r); err != nil {
+			r.problems = append(r.problems, fmt.Sprintf("%s: %v", s.name, err))
+		}
+		fmt.Printf("=== %s: %v\n", s.name, time.Since(began).Round(time.Second))
+	}
+	r.checkCoverage()
+	r.print()
+	if len(r.problems) > 0 {
+		return fmt.Errorf("%s", strings.Join(r.problems, "; "))
+	}
+	return nil
+}
+
+func (s stage) run(r *report) error {
+	cmd := exec.Command(s.argv[0], s.argv[1:]...)
+	cmd.Env = append(os.Environ(), s.env...)
+	cmd.Stderr = os.Stderr
+	if s.argv[1] != "test" {
+		cmd.Stdout = os.Stdout
+		return cmd.Run()
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	r.read(out)
+	return cmd.Wait()
+}
+
+// report gathers what the test runs said.
+type report struct {
+	tests                   []timed
+	passed, failed, skipped int
+	coverage                map[string]float64 // the best of all stages
+	problems                []string
+}
+
+type timed struct {
+	name    string
+	elapsed time.Duration
+}
+
+func (r *report) checkCoverage() {
+	for _, pkg := range core {
+		if c := r.coverage[pkg]; c < coverageFloor {
+			r.problems = append(r.problems, fmt.Sprintf("coverage of %s is %.1f %%, the floor is %.0f %%", pkg, c, coverageFloor))
+		}
+	}
+}
+
+func (r *report) print() {
+	sort.Slice(r.tests, func(i, j int) bool { return r.tests[i].elapsed > r.tests[j].elapsed })
+	fmt.Println("slowest ten tests:")
+	for _, t := range r.tests[:min(10, len(r.tests))] {
+		fmt.Printf("%8.1f s  %s\n", t.elapsed.Seconds(), t.name)
+	}
+	fmt.Println("coverage of the core packages:")
+	for _, pkg := range core {
+		fmt.Printf("%8.1f %%  %s\n", r.coverage[pkg], pkg)
+	}
+	fmt.Printf("%d passed, %d failed, %d skipped\n", r.passed, r.failed, r.skipped)
+}

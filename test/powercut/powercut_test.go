@@ -1,0 +1,137 @@
+//go:build machine
+
+package powercut
+
+import (
+	"cmp"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+
+	"capsule/internal/blocklog"
+	"capsule/test/powercut/plan"
+)
+
+const (
+	memoryBytes = 768 << 20
+	// Sizes of the disk: a little more than the image has, so that the first boot
+	// grows the partition, and few so that the pool can be filled.
+	diskBytes = 4224 << 20
+	diskGrown = 5 << 30
+
+	// checkers are machines that check side by side.
+	checkers = 2
+)
+
+// Variables of the environment.
+const (
+	// minutesVariable makes this the whole sweep: more work is recorded, then it is
+	// cut at every flush and at more writes, but no longer than so many minutes.
+	minutesVariable = "CAPSULE_POWERCUT_MINUTES"
+	// seedVariable repeats a run's choice of cuts; 1 when it isn't set.
+	seedVariable = "CAPSULE_POWERCUT_SEED"
+	// keepVariable is a folder in which the recording stays.
+	keepVariable = "CAPSULE_POWERCUT_KEEP"
+	// againVariable, when set, checks the recording that was kept there.
+	againVariable = "CAPSULE_POWERCUT_AGAIN"
+	// cutsVariable are the only cuts to try, as JSON: [{"mode":"drop","n":1234,"seed":5}].
+	cutsVariable = "CAPSULE_POWERCUT_CUTS"
+	// buildVariable is a folder with another image than that of the checkout.
+	buildVariable = "CAPSULE_POWERCUT_BUILD"
+	// reportVariable is a file that the sweep writes its report to.
+	reportVariable = "CAPSULE_POWERCUT_REPORT"
+)
+
+// repository is the checkout.
+var repository string
+
+func TestPowerCut(t *testing.T) {
+	var err error
+	if repository, err = filepath.Abs("../.."); err != nil {
+		t.Fatal(err)
+	}
+	minutes := number(t, minutesVariable, 0)
+	r := &recording{t: t, ctx: t.Context(), dir: os.Getenv(keepVariable), live: map[string]*liveFile{}}
+	if r.dir == "" {
+		r.dir = t.TempDir()
+	}
+	t.Setenv("XDG_CONFIG_HOME", filepath.Join(r.dir, "config"))
+	if os.Getenv(againVariable) == "" {
+		r.start()
+		r.work(minutes == 0)
+		r.stop()
+		r.save()
+	} else {
+		r.load()
+	}
+	l, p := r.plan()
+	s := &summary{version: r.version, log: l, logBytes: p.LogBytes, steps: r.steps, seed: number(t, seedVariable, 1), began: time.Now()}
+	t.Logf("%d writes, discards and flushes, %d of them flushes, %d MiB; seed %d", len(l.Entries), len(l.Flushes()), p.LogBytes>>20, s.seed)
+	rounds := [][]blocklog.Cut{sample(l, r.steps, quickCuts, s.seed)}
+	if minutes > 0 {
+		p.Deep = true
+		rounds = sweep(l, r.steps, sweepCuts, s.seed)
+	}
+	if text := os.Getenv(cutsVariable); text != "" {
+		var only []blocklog.Cut
+		if err := json.Unmarshal([]byte(text), &only); err != nil {
+			t.Fatalf("%s: %v", cutsVariable, err)
+		}
+		rounds = [][]blocklog.Cut{byBase(l, only)}
+	}
+	r.tryAll(p, rounds, time.Duration(minutes)*time.Minute, s)
+	if file := os.Getenv(reportVariable); file != "" {
+		if err := os.WriteFile(file, s.report(), 0o644); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// tryAll checks one round after another while there is time; limit 0 is no bound.
+func (r *recording) tryAll(p plan.Plan, rounds [][]blocklog.Cut, limit time.Duration, s *summary) {
+	for _, cuts := range rounds {
+		s.planned += len(cuts)
+	}
+	told := func(c plan.Result) {
+		s.results = append(s.results, c)
+		if c.Problem != "" {
+			r.t.Errorf("cut %v (%s): %s\nto make this disk: cp --sparse=always %s DISK && go run ./test/powercut/cut -log %s -disk DISK -mode %s -n %d -seed %d",
+				c.Cut, c.Stage, c.Problem, r.machine.BaseDisk(), r.machine.WriteLog(), c.Cut.Mode, c.Cut.N, c.Cut.Seed)
+			return
+		}
+		r.t.Logf("%v: %s, %d facts, %.1f s", c.Cut, c.Stage, c.Facts, float64(c.Millis)/1000)
+	}
+	for _, cuts := range rounds {
+		if limit > 0 && time.Since(s.began) > limit {
+			break
+		}
+		before := len(s.results)
+		if err := r.check(p, cuts, checkers, &checked{told: told}); err != nil {
+			r.t.Error(err)
+		}
+		if got := len(s.results) - before; got != len(cuts) {
+			r.t.Errorf("%d of %d cuts were checked", got, len(cuts))
+		}
+	}
+	s.took = time.Since(s.began)
+	r.t.Logf("%d of %d cuts checked in %v", len(s.results), s.planned, s.took.Round(time.Second))
+}
+
+// built is the folder of the image.
+func built() string { return cmp.Or(os.Getenv(buildVariable), filepath.Join(repository, "build")) }
+
+func number(t *testing.T, variable string, otherwise uint64) uint64 {
+	t.Helper()
+	text := os.Getenv(variable)
+	if text == "" {
+		return otherwise
+	}
+	n, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		t.Fatalf("%s: %v", variable, err)
+	}
+	return n
+}
