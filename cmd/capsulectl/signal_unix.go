@@ -16,6 +16,7 @@ func watchSize(done <-chan struct{}, changed func()) {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGWINCH)
 	defer signal.Stop(signals)
+	changed() // it may have, since the size was told
 	for {
 		select {
 		case <-done:

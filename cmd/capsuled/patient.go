@@ -18,9 +18,9 @@ import (
 
 // How long a call waits for a part that starts.
 const (
-	containerdMax = 30 * time.Second
-	loopMax       = 30 * time.Second
-	volumesMax    = time.Minute // it may have much to remove
+	containerdMax = 2 * time.Minute
+	loopMax       = 2 * time.Minute
+	volumesMax    = 2 * time.Minute // it may have much to remove
 )
 
 // patientImages waits for a containerd that starts: after a boot the API

@@ -71,7 +71,7 @@ func TestAnnounceTriesAgain(t *testing.T) {
 	}
 
 	go d.announce(t.Context())
-	_ = told.SetReadDeadline(time.Now().Add(30 * time.Second))
+	_ = told.SetReadDeadline(time.Now().Add(5 * time.Minute))
 	text := make([]byte, 64)
 	n, err := told.Read(text)
 	if err != nil || string(text[:n]) != "READY=1" {

@@ -24,6 +24,9 @@ const (
 	// quietLimit ends the wait for output after the command's end when nothing
 	// comes any more: a child that it left behind may hold the pipe for ever.
 	quietLimit = 2 * time.Second
+	// quietLook is between two looks for that: a machine that stood still for a
+	// while was not quiet.
+	quietLook = quietLimit / 10
 	// endLimit bounds the wait for the instance's end after a command was killed.
 	endLimit = 2 * time.Second
 	// cleanLimit bounds the tidying after a command, also when its caller left.
@@ -207,24 +210,24 @@ func (s *stdio) stdinDone() <-chan struct{} {
 func (s *stdio) drain(ctx context.Context, streams cio.IO) {
 	done := make(chan struct{})
 	go func() { streams.Wait(); close(done) }()
-	quiet := time.NewTimer(quietLimit)
-	defer quiet.Stop()
-	for {
+	look := time.NewTicker(quietLook)
+	defer look.Stop()
+	for quiet := time.Duration(0); ; {
 		select {
 		case <-done:
 			return
 		case <-ctx.Done():
 			return
 		case <-s.moved:
-			quiet.Reset(quietLimit)
-		case <-quiet.C:
+			quiet = 0
+		case <-look.C:
+			quiet += quietLook
 			s.mu.Lock()
 			busy := s.writing > 0
 			s.mu.Unlock()
-			if !busy {
+			if quiet >= quietLimit && !busy {
 				return
 			}
-			quiet.Reset(quietLimit)
 		}
 	}
 }

@@ -41,7 +41,15 @@ func (d *Driver) List(ctx context.Context) ([]workload.Observed, error) {
 		if !ok {
 			continue
 		}
-		if p := states[c.ID]; p != nil {
+		p := states[c.ID]
+		if p == nil && o.State == workload.Ended && o.FinishedAt.IsZero() {
+			if o, p, err = d.again(ctx, o); errdefs.IsNotFound(err) {
+				continue // removed meanwhile
+			} else if err != nil {
+				return nil, err
+			}
+		}
+		if p != nil {
 			if o, err = d.observeTask(ctx, o, c, p); errdefs.IsNotFound(err) {
 				continue // removed meanwhile
 			} else if err != nil {
@@ -51,6 +59,27 @@ func (d *Driver) List(ctx context.Context) ([]workload.Observed, error) {
 		list = append(list, o)
 	}
 	return list, nil
+}
+
+// again looks for the task of an instance that ran and has none in a list:
+// containerd leaves out one whose shim is slow to answer, and one that ended since
+// the records were read has its ending there by now.
+func (d *Driver) again(ctx context.Context, o workload.Observed) (workload.Observed, *tasktypes.Process, error) {
+	id := instance.RecordID(o.ID)
+	reply, err := d.client.TaskService().Get(ctx, &tasks.GetRequest{ContainerID: id})
+	err = errgrpc.ToNative(err)
+	if err == nil {
+		return o, reply.Process, nil
+	}
+	if ctx.Err() == nil && errdefs.IsDeadlineExceeded(err) { // nobody saw it end
+		return o, &tasktypes.Process{ID: id, Status: tasktypes.Status_RUNNING}, nil
+	}
+	c, err := d.records.Get(ctx, o.ID)
+	if err != nil {
+		return o, nil, err
+	}
+	o, _ = instance.Observed(c.Labels)
+	return o, nil, nil
 }
 
 // observeTask completes o by the state of the instance's task.

@@ -83,7 +83,7 @@ func (d *Driver) start(ctx context.Context, c containerd.Container, in workload.
 const (
 	// shimTries and shimPause: the shim that all share ends with the last of
 	// its instances, and may do so under a new one.
-	shimTries = 5
+	shimTries = 50
 	shimPause = 200 * time.Millisecond
 )
 

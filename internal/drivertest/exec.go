@@ -32,8 +32,15 @@ func (s *suite) exec(t *testing.T) {
 		t.Run(name, func(t *testing.T) { run(t, in.ID) })
 	}
 	t.Run("nothing is left", func(t *testing.T) {
-		if after := s.processes(t, in.ID); len(after) > before {
-			t.Errorf("processes: %v", after)
+		// A command whose caller left may take a moment to end.
+		for deadline := time.Now().Add(patience); ; {
+			after := s.processes(t, in.ID)
+			if len(after) <= before {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("processes: %v", after)
+			}
 		}
 		if left := s.Leftovers(); len(left) > 0 {
 			t.Errorf("left: %v", left)
@@ -185,10 +192,9 @@ func (w *watcher) Write(p []byte) (int, error) {
 
 // A command's end is its end, though a child of it holds the output open.
 func (s *suite) execChild(t *testing.T, id workload.ID) {
-	begin := time.Now()
-	code, out, _ := s.command(t, id, payload("spawn", "sleep", "40s"))
-	if took := time.Since(begin); code != 0 || !strings.HasPrefix(out, "spawned") || took > 30*time.Second {
-		t.Errorf("code %d, %q after %v", code, out, took)
+	code, out, _ := s.command(t, id, payload("spawn", "sleep", "10h")) // beyond all patience
+	if code != 0 || !strings.HasPrefix(out, "spawned") {
+		t.Fatalf("code %d, %q", code, out)
 	}
 	pid := strings.Fields(out)[1]
 	s.command(t, id, payload("kill", "9", pid))

@@ -439,10 +439,10 @@ func (m *machine) freeze(t *testing.T) {
 		}
 	}
 	written := func(limit int64) chan time.Duration {
+		took, began := make(chan time.Duration, 1), time.Now()
 		if _, err := m.client.Freeze(t.Context(), &guestv1.FreezeRequest{LimitMs: limit}); err != nil {
 			t.Fatal(err)
 		}
-		took, began := make(chan time.Duration, 1), time.Now()
 		go func() {
 			m.as(t, "write", "/new/rw/frozen", "x", "then", "write", "/frozen", "x")
 			took <- time.Since(began)

@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 }
 
 // patience is how long anything here may take.
-const patience = time.Minute
+const patience = 2 * time.Minute
 
 // needRoot skips where namespaces and cgroups can't be made, and gives a cgroup.
 func needRoot(t *testing.T) cgroup.Group {

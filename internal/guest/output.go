@@ -17,6 +17,9 @@ const (
 	// quietMax ends the wait for output after a program's end when nothing comes
 	// any more: a child that it left behind may hold the pipe for ever.
 	quietMax = 2 * time.Second
+	// quietLook is between two looks for that: a machine that stood still for a
+	// while was not quiet.
+	quietLook = quietMax / 10
 	// stuckMax ends the wait for a reader that takes nothing.
 	stuckMax = 30 * time.Second
 	copyMax  = 32 << 10 // bytes at a time
@@ -69,22 +72,22 @@ func (o *outlet) write(w io.Writer, p []byte) error {
 func (o *outlet) drain(ctx context.Context) bool {
 	done := make(chan struct{})
 	go func() { o.streams.Wait(); close(done) }()
-	quiet := time.NewTimer(quietMax)
-	defer quiet.Stop()
-	for stuck := time.Duration(0); ; {
+	look := time.NewTicker(quietLook)
+	defer look.Stop()
+	for quiet := time.Duration(0); ; {
 		select {
 		case <-done:
 			return true
 		case <-ctx.Done():
 			return false
 		case <-o.moved:
-			stuck = 0
-		case <-quiet.C:
-			if stuck += quietMax; o.writing.Load() == 0 || stuck >= stuckMax {
+			quiet = 0
+		case <-look.C:
+			quiet += quietLook
+			if quiet >= quietMax && o.writing.Load() == 0 || quiet >= stuckMax {
 				return false
 			}
 		}
-		quiet.Reset(quietMax)
 	}
 }
 

@@ -39,7 +39,7 @@ const (
 	fetchAttempts  = 4
 	stallLimit     = 60 * time.Second // without a byte from a registry
 	cleanUpLimit   = 60 * time.Second
-	settleLimit    = 10 * time.Second
+	settleLimit    = 60 * time.Second
 	leaseLife      = 24 * time.Hour
 	mkfsLimit      = 30 * time.Minute // for one layer
 	retryDelay     = time.Second      // doubled each time

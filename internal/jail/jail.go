@@ -113,11 +113,14 @@ func start(ctx context.Context, c Config) (*Process, error) {
 		return nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })
-	defer stop()
-	if err := c.instruct(cmd.Process.Pid, here); err != nil {
+	err = c.instruct(cmd.Process.Pid, here)
+	if !stop() { // it is killed, or will be
+		err = errors.Join(ctx.Err(), err)
+	}
+	if err != nil {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
-		return nil, errors.Join(ctx.Err(), err)
+		return nil, err
 	}
 	return started(cmd), nil
 }

@@ -102,6 +102,9 @@ func Find(path string) (*Process, error) {
 	}
 	text := make([]byte, pidBytes)
 	n, _ := f.ReadAt(text, 0) //nolint:errcheck // an empty file is no number
+	if n == 0 {
+		return nil, outwait(f)
+	}
 	pid, err := strconv.Atoi(strings.TrimSpace(string(text[:n])))
 	if err != nil {
 		return nil, fmt.Errorf("%s names no process: %w", path, err)
@@ -116,6 +119,16 @@ func Find(path string) (*Process, error) {
 		return nil, errors.Join(err, p.Release())
 	}
 	return found(p)
+}
+
+// outwait waits for the holder of a lock that names nobody: who started it died
+// before it could note the number, so that the stage gets no order and ends.
+func outwait(f *os.File) error {
+	for {
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
 }
 
 // found is a program that somebody else reaps.

@@ -43,7 +43,13 @@ func (m *Machine) Console(ctx context.Context, in io.Reader, out io.Writer) erro
 	return err
 }
 
-// follow tells each new line of the console and notices the end of QEMU.
+// lostTimer is in what a kernel prints that gets no timer interrupts any more
+// (kernel/rcu/tree_stall.h). On a busy machine QEMU's emulation now and then loses
+// the first ones of a processor; that kernel waits for ever.
+const lostTimer = "Possible timer handling issue"
+
+// follow tells each new line of the console and notices the end of QEMU. A kernel
+// that hangs for a fault of the emulation it starts again, once.
 func (m *Machine) follow(ctx context.Context, ended context.CancelCauseFunc) {
 	tick := time.NewTicker(consoleEvery)
 	defer tick.Stop()
@@ -53,14 +59,19 @@ func (m *Machine) follow(ctx context.Context, ended context.CancelCauseFunc) {
 		_, err = f.Seek(0, io.SeekEnd)
 	}
 	var rest []byte
+	reset := m.Accel != "tcg"
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
-		if err == nil && m.progress != nil {
-			rest = m.tellLines(f, rest)
+		if err == nil {
+			var hangs bool
+			if rest, hangs = m.tellLines(f, rest); hangs && !reset {
+				reset = true
+				m.restart(ctx)
+			}
 		}
 		if !m.Running() {
 			ended(errEnded)
@@ -69,21 +80,30 @@ func (m *Machine) follow(ctx context.Context, ended context.CancelCauseFunc) {
 	}
 }
 
-func (m *Machine) tellLines(f *os.File, rest []byte) []byte {
+func (m *Machine) restart(ctx context.Context) {
+	m.say("its kernel hangs: QEMU lost a timer; reset it")
+	if _, err := m.QMP(ctx, "system_reset", nil); err != nil {
+		m.say("reset: %v", err)
+	}
+}
+
+func (m *Machine) tellLines(f *os.File, rest []byte) (unfinished []byte, hangs bool) {
 	more, err := io.ReadAll(io.LimitReader(f, 1<<20))
 	if err != nil {
-		return rest
+		return rest, false
 	}
 	rest = append(rest, more...)
 	for {
 		line, after, ok := bytes.Cut(rest, []byte("\n"))
 		if !ok {
-			return rest
+			return rest, hangs
 		}
 		rest = after
-		if text := plain(line); text != "" {
+		text := plain(line)
+		if text != "" && m.progress != nil {
 			m.progress(Step{Text: text, Console: true})
 		}
+		hangs = hangs || strings.Contains(text, lostTimer)
 	}
 }
 

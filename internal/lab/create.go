@@ -77,9 +77,11 @@ func (o Options) machine(ctx context.Context) (*Machine, error) {
 	if m.DiskCache == "" {
 		m.DiskCache = "writeback"
 	}
-	if m.Publish, err = fix(o.Publish); err != nil {
+	ports, err := fix(append([]Publish{{Port: capsulePort, Protocol: "tcp"}}, o.Publish...))
+	if err != nil {
 		return nil, err
 	}
+	m.API, m.Publish = net.JoinHostPort("127.0.0.1", strconv.Itoa(ports[0].HostPort)), ports[1:]
 	return m, m.chooseAccel(ctx, o.Accel)
 }
 
@@ -139,11 +141,6 @@ func (m *Machine) furnish(ctx context.Context, o Options) error {
 	if err := m.pickSockets(); err != nil {
 		return err
 	}
-	port, err := free("tcp", 0)
-	if err != nil {
-		return err
-	}
-	m.API = net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 	return m.save()
 }
 

@@ -31,9 +31,9 @@ const (
 	defaultDisk   = 8 << 30
 	minMemory     = 256 << 20
 
-	readyMax    = 5 * time.Minute // from power on to a ready API, under emulation
+	readyMax    = 10 * time.Minute // from power on to a ready API, under emulation
 	shutdownMax = 100 * time.Second
-	killMax     = 10 * time.Second
+	killMax     = time.Minute
 )
 
 var nameForm = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,39}$`)

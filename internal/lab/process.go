@@ -21,7 +21,7 @@ import (
 const pollEvery = 50 * time.Millisecond
 
 // apiMax bounds the polite request to shut down.
-const apiMax = 10 * time.Second
+const apiMax = 30 * time.Second
 
 // Running tells whether the machine's QEMU is alive. QEMU locks its pid file
 // while it lives, so a pid that was given to another process can't mislead.

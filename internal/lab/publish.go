@@ -5,6 +5,7 @@ package lab
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"strconv"
 	"strings"
@@ -40,31 +41,30 @@ func (p Publish) String() string { return fmt.Sprintf("%d:%d/%s", p.HostPort, p.
 func fix(publish []Publish) ([]Publish, error) {
 	fixed := make([]Publish, 0, len(publish))
 	for _, p := range publish {
-		port, err := free(p.Protocol, p.HostPort)
+		port, held, err := hold(p.Protocol, p.HostPort)
 		if err != nil {
 			return nil, err
 		}
+		defer held.Close() // until all have theirs, or one might be given twice
 		p.HostPort = port
 		fixed = append(fixed, p)
 	}
 	return fixed, nil
 }
 
-// free tells whether a loopback port can be had; 0 picks one.
-func free(protocol string, port int) (int, error) {
+// hold takes a loopback port; 0 picks one that is free.
+func hold(protocol string, port int) (int, io.Closer, error) {
 	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 	if protocol == "udp" {
 		c, err := net.ListenPacket("udp", address)
 		if err != nil {
-			return 0, fmt.Errorf("port %d/udp of this machine: %w", port, err)
+			return 0, nil, fmt.Errorf("port %d/udp of this machine: %w", port, err)
 		}
-		defer c.Close()
-		return c.LocalAddr().(*net.UDPAddr).Port, nil
+		return c.LocalAddr().(*net.UDPAddr).Port, c, nil
 	}
 	l, err := net.Listen("tcp", address)
 	if err != nil {
-		return 0, fmt.Errorf("port %d/tcp of this machine: %w", port, err)
+		return 0, nil, fmt.Errorf("port %d/tcp of this machine: %w", port, err)
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
+	return l.Addr().(*net.TCPAddr).Port, l, nil
 }

@@ -12,7 +12,7 @@ import (
 )
 
 // qmpMax bounds one command, QEMU's greeting included.
-const qmpMax = 10 * time.Second
+const qmpMax = 30 * time.Second
 
 // QMP runs one command of QEMU's machine protocol, such as "system_reset" or
 // "set_link", and gives its answer.

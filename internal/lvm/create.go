@@ -158,10 +158,7 @@ func finish(device string) error {
 	return writeMark(device, make([]byte, markLen))
 }
 
-// createVolumes makes perm with its file system, and the pool. Discards end at
-// the pool: while it passes one down, its counts of references are too high, and
-// if the power is cut then, thin_check refuses the pool with all volumes in it
-// ("bad reference count", for a chunk that snapshots share).
+// createVolumes makes perm with its file system, and the pool.
 func createVolumes(ctx context.Context, l layout) error {
 	if _, err := command(ctx, "lvcreate", "-y", "-Wy", "-Zy", "-L", bytesArg(l.perm), "-n", Perm, Group); err != nil {
 		return err
@@ -170,8 +167,17 @@ func createVolumes(ctx context.Context, l layout) error {
 		"-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard", PermDevice); err != nil {
 		return err
 	}
-	_, err := command(ctx, "lvcreate", "-y", "--type", "thin-pool", "-L", bytesArg(l.pool),
-		"--poolmetadatasize", bytesArg(l.metadata), "-c", "64k", "--discards", "nopassdown", "-n", Pool, Group)
+	return CreatePool(ctx, l.pool, l.metadata)
+}
+
+// CreatePool makes the group's pool of so many bytes of data, and of metadata which
+// lvm's spare needs once more. Discards end at the pool: while it passes one down,
+// its counts of references are too high, and if the power is cut then, thin_check
+// refuses the pool with all volumes in it ("bad reference count", for a chunk that
+// snapshots share).
+func CreatePool(ctx context.Context, dataBytes, metadataBytes uint64) error {
+	_, err := command(ctx, "lvcreate", "-y", "--type", "thin-pool", "-L", bytesArg(dataBytes),
+		"--poolmetadatasize", bytesArg(metadataBytes), "-c", "64k", "--discards", "nopassdown", "-n", Pool, Group)
 	return err
 }
 

@@ -5,9 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
-	"strconv"
-	"strings"
 	"testing"
 	"time"
 	"unsafe"
@@ -15,11 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"capsule/internal/lvm"
-	"capsule/internal/lvm/lvmtest"
 )
 
 // patience is how long a test waits for what must come.
-const patience = 30 * time.Second
+const patience = 2 * time.Minute
 
 func write(t *testing.T, file, text string) {
 	t.Helper()
@@ -178,21 +174,6 @@ func compare(t *testing.T, name string) {
 			t.Fatalf("byte %d of %q: %v", at, name, err)
 		}
 	}
-}
-
-// discarded is how many bytes the disk was told to forget since it is there
-// (Documentation/block/stat.rst of the kernel).
-func discarded(t *testing.T) int64 {
-	t.Helper()
-	b, err := os.ReadFile(filepath.Join("/sys/class/block", filepath.Base(lvmtest.Disk), "stat"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	n, err := strconv.ParseInt(strings.Fields(string(b))[13], 10, 64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n * 512
 }
 
 func awaitEvent(t *testing.T, events <-chan struct{}, what string) {

@@ -19,10 +19,9 @@ import (
 // every later change, fail since the volume is there, and ask for manual
 // intervention: no volume can be made or removed any more.
 
-// unblock finishes that: it takes the volume that only the pool knows out of it
-// again, when it's among those that are to be removed. It says whether there was
-// one.
-func unblock(ctx context.Context, names []string) (bool, error) {
+// unblock makes lvm able to do that: it takes the volume that only the pool knows
+// out of it again, when it's one that may go. It says whether there was one.
+func unblock(ctx context.Context, may func(name string) bool) (bool, error) {
 	out, err := command(ctx, "lvs", "--reportformat", "json", "-o", "lv_name,pool_lv,thin_id,transaction_id", Group)
 	if err != nil {
 		return false, err
@@ -44,13 +43,37 @@ func unblock(ctx context.Context, names []string) (bool, error) {
 		return false, fmt.Errorf("volume pool: %w", err)
 	}
 	name, id, err := half(out, status.Params)
-	if err != nil || id == 0 || !slices.Contains(names, name) {
+	if err != nil || id == 0 || !may(name) {
 		return false, err
+	}
+	return takeOut(ctx, c, pool, name, id, status.Params)
+}
+
+// takeOut deletes a volume that only the pool knows, if it's still half made once
+// no command runs: process 1 has its own at a start, which may just finish it.
+func takeOut(ctx context.Context, c *dm.Control, pool, name string, id int64, seen string) (bool, error) {
+	free, err := alone(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer free()
+	now, err := target(c.Status(pool))
+	if err != nil {
+		return false, fmt.Errorf("volume pool: %w", err)
+	}
+	if transaction(now.Params) != transaction(seen) {
+		return false, nil
 	}
 	if _, err := c.Status(deviceName(name)); !errdefs.IsNotFound(err) {
 		return false, err // active: it's a whole one
 	}
 	return true, c.Message(pool, "delete "+strconv.FormatInt(id, 10))
+}
+
+// transaction is the last one in the pool's status.
+func transaction(status string) string {
+	first, _, _ := strings.Cut(status, " ")
+	return first
 }
 
 // half picks the volume whose transaction lvm has begun, and the pool's status
@@ -60,7 +83,7 @@ func half(lvs []byte, status string) (name string, id int64, err error) {
 	if err := json.Unmarshal(lvs, &r); err != nil {
 		return "", 0, fmt.Errorf("read lvm's report: %w", err)
 	}
-	done, _, _ := strings.Cut(status, " ")
+	done := transaction(status)
 	kernel, err := strconv.ParseInt(done, 10, 64)
 	if err != nil || len(r.Report) != 1 {
 		return "", 0, fmt.Errorf("transaction %q of the pool: %w", done, errdefs.ErrDataLoss)

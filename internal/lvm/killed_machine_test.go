@@ -228,12 +228,45 @@ func advance(t *testing.T, c *dm.Control, steps, origin, name string, empty bool
 	}
 }
 
+// The same with the origin still suspended, as a killed lvm leaves it when only the
+// daemon goes down: its users go on, then the rest can be removed.
+func TestResumeHalfMade(t *testing.T) {
+	lvmtest.Pool(t, 1<<30)
+	ctx, c := t.Context(), control(t)
+	const origin, name = "vol-a.000001", "snap-a.000002"
+	makeVolume(t, origin, 64*mib)
+	for _, steps := range []string{"noted", "noted, created", "noted, created, numbered"} {
+		t.Run(steps, func(t *testing.T) {
+			half(t, c, name, "--type", "thin", "-ky", lvm.Group+"/"+origin)
+			advance(t, c, steps, origin, name, false)
+			if err := c.Suspend("capsule-vol--a.000001"); err != nil {
+				t.Fatal(err)
+			}
+			if err := lvm.Resume(ctx); err != nil {
+				t.Error(err)
+			}
+			if d, err := c.Status("capsule-vol--a.000001"); err != nil || d.Suspended {
+				t.Error(d, err)
+			}
+			if err := lvm.RemoveThin(ctx, name); err != nil {
+				t.Error(err)
+			}
+			if err := lvm.CreateThin(ctx, name, 64*mib); err != nil {
+				t.Error(err)
+			}
+			if err := lvm.RemoveThin(ctx, name); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 // An lvm that is killed while it has a volume suspended leaves its users hanging;
 // Resume lets them go on, by the size that the group's metadata has.
 func TestResume(t *testing.T) {
 	lvmtest.Pool(t, 1<<30)
 	ctx, c := t.Context(), control(t)
-	const name, device = "vol-a.000001", "capsule-vol--a.000001"
+	const name, snap, device = "vol-a.000001", "snap-a.000002", "capsule-vol--a.000001"
 	makeVolume(t, name, 64*mib)
 	dir, _ := mount(t, name)
 	writes, stop := writer(t, filepath.Join(dir, "log"))
@@ -242,11 +275,14 @@ func TestResume(t *testing.T) {
 		return err == nil && d.Suspended
 	}
 	hung := 0
-	for i, args := range [][]string{
-		{"lvcreate", "-y", "--type", "thin", "-ky", "-n", "snap-a.000002", lvm.Group + "/" + name},
-		{"lvextend", "-y", "-L", "128m", lvm.Group + "/" + name},
-		{"lvextend", "-y", "-L", "192m", lvm.Group + "/" + name},
-	} {
+	for i := 0; hung < 3 && i < 30; i++ {
+		args := []string{"lvextend", "-y", "-L", "+4m", lvm.Group + "/" + name}
+		if i%3 == 0 {
+			args = []string{"lvcreate", "-y", "--type", "thin", "-ky", "-n", snap, lvm.Group + "/" + name}
+			if err := lvm.RemoveThin(ctx, snap); err != nil {
+				t.Fatal(err)
+			}
+		}
 		writes(1)
 		killed(t, hangs, args...)
 		if hangs() {
@@ -272,10 +308,10 @@ func TestResume(t *testing.T) {
 	if err := stop(); err != nil {
 		t.Error("writer:", err)
 	}
-	if err := lvm.RemoveThin(ctx, "snap-a.000002"); err != nil {
+	if err := lvm.RemoveThin(ctx, snap); err != nil {
 		t.Error(err)
 	}
-	if err := lvm.ExtendThin(ctx, name, 192*mib); err != nil {
+	if err := lvm.ExtendThin(ctx, name, 256*mib); err != nil {
 		t.Error(err)
 	}
 	timed(t, "nothing to resume", func() error { return lvm.Resume(ctx) })

@@ -40,7 +40,7 @@ const someTable = "254:0 254:1 128 1638 1 error_if_no_space"
 
 func TestParsePool(t *testing.T) {
 	for status, want := range map[string]PoolState{
-		"5 420/4096 16/16384 - rw discard_passdown error_if_no_space - 1024 ":                        {DataUsed: mib, DataSize: gib, MetadataUsed: 420 * 4 * kib, MetadataSize: 16 * mib, Mode: ModeWrite, passdown: true},
+		"5 420/4096 16/16384 - rw discard_passdown error_if_no_space - 1024 ":                        {DataUsed: mib, DataSize: gib, MetadataUsed: 420 * 4 * kib, MetadataSize: 16 * mib, Mode: ModeWrite},
 		"5 1024/1024 16/16384 - ro no_discard_passdown error_if_no_space needs_check 1024 ":          {DataUsed: mib, DataSize: gib, MetadataUsed: 4 * mib, MetadataSize: 4 * mib, Mode: ModeReadOnly, NeedsCheck: true},
 		"5 0/1024 16384/16384 123 out_of_data_space ignore_discard queue_if_no_space - 1024 a_new_1": {DataUsed: gib, DataSize: gib, MetadataSize: 4 * mib, Mode: ModeFull},
 		"Fail":  {Mode: ModeFail, NeedsCheck: true},

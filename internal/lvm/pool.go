@@ -39,8 +39,6 @@ type PoolState struct {
 
 	Mode       string
 	NeedsCheck bool // its metadata is checked at the next activation
-
-	passdown bool // the disk below takes discards
 }
 
 // ReadPool asks the kernel, which takes milliseconds.
@@ -107,7 +105,7 @@ func parsePool(table, status string) (PoolState, error) {
 	if err != nil || chunk <= 0 {
 		return PoolState{}, fmt.Errorf("chunks of %q sectors: %w", t[2], errdefs.ErrDataLoss)
 	}
-	p := PoolState{Mode: s[4], NeedsCheck: s[7] == "needs_check", passdown: s[5] == "discard_passdown"}
+	p := PoolState{Mode: s[4], NeedsCheck: s[7] == "needs_check"}
 	var errs [2]error
 	p.MetadataUsed, p.MetadataSize, errs[0] = fraction(s[1], metadataBlockBytes)
 	p.DataUsed, p.DataSize, errs[1] = fraction(s[2], chunk*sectorBytes)

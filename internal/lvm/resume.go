@@ -33,22 +33,27 @@ func Resume(ctx context.Context) error {
 		args = append(args, Group+"/"+name)
 	}
 	_, refreshErr := command(ctx, args...)
+	if refreshErr != nil {
+		// A creation that was cut: lvm goes on with it at any change. What it makes
+		// was never acknowledged, and is removed with the rest of it.
+		any := func(string) bool { return true }
+		if unblocked, err2 := unblock(ctx, any); unblocked {
+			_, refreshErr = command(ctx, args...)
+		} else {
+			refreshErr = errors.Join(refreshErr, err2)
+		}
+	}
 	return errors.Join(err, refreshErr)
 }
 
 // resume does so while no command runs, of whatever process: in the middle of one,
 // devices are suspended for a reason. It tells which volumes they were.
 func resume(ctx context.Context) (resumed []string, err error) {
-	free, err := takeTurn(ctx)
+	free, err := alone(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer free()
-	unlock, err := lockGroup(ctx, filepath.Join(lockDir, "V_"+Group))
-	if err != nil {
-		return nil, err
-	}
-	defer unlock()
 	c, err := dm.Open()
 	if err != nil {
 		return nil, err
@@ -105,6 +110,20 @@ func volumeName(device string) string {
 		return Pool
 	}
 	return strings.ReplaceAll(strings.TrimPrefix(device, deviceName("")), "--", "-")
+}
+
+// alone waits until no lvm command runs, of whatever process, and lets none begin.
+func alone(ctx context.Context) (free func(), err error) {
+	next, err := takeTurn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	unlock, err := lockGroup(ctx, filepath.Join(lockDir, "V_"+Group))
+	if err != nil {
+		next()
+		return nil, err
+	}
+	return func() { unlock(); next() }, nil
 }
 
 // lockGroup takes the lock that lvm's commands take. They remove its file when they

@@ -5,11 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
 
 // ExtentBytes is the unit of sizes in the group.
@@ -133,15 +135,14 @@ func ExtendThin(ctx context.Context, name string, sizeBytes int64) error {
 }
 
 // RemoveThin removes volumes for good, with what a cut creation left; one that is
-// absent is no error. The disk below is told which space is free, as far as the
-// volumes are active. A volume that somebody has open stops it before anything is
+// absent is no error. A volume that somebody has open stops it before anything is
 // removed, with an error of class FailedPrecondition.
 func RemoveThin(ctx context.Context, names ...string) error {
 	if len(names) == 0 {
 		return nil
 	}
 	for _, name := range names {
-		if err := discard(ctx, name); err != nil {
+		if err := unused(name); err != nil {
 			return err
 		}
 	}
@@ -156,11 +157,24 @@ func RemoveThin(ctx context.Context, names ...string) error {
 	if len(left) == 0 {
 		return nil
 	}
-	if unblocked, err2 := unblock(ctx, left); !unblocked {
+	mine := func(name string) bool { return slices.Contains(left, name) }
+	if unblocked, err2 := unblock(ctx, mine); !unblocked {
 		return errors.Join(err, err2)
 	}
 	_, err = command(ctx, removal(left)...)
 	return err
+}
+
+// unused refuses a volume that is open; one that isn't active has no device.
+func unused(name string) error {
+	f, err := os.OpenFile(Device(name), os.O_RDONLY|unix.O_EXCL, 0)
+	if errors.Is(err, unix.EBUSY) {
+		return fmt.Errorf("remove volume %q: it is mounted or open: %w", name, errdefs.ErrFailedPrecondition)
+	}
+	if err == nil {
+		f.Close()
+	}
+	return nil
 }
 
 func removal(names []string) []string {

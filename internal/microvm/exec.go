@@ -19,7 +19,7 @@ import (
 const (
 	chunkMax = 32 << 10 // bytes of input in one message
 	// endLimit bounds the wait for the machine's end after the line to it broke.
-	endLimit = 2 * time.Second
+	endLimit = 10 * time.Second
 )
 
 // Exec runs a command in a running instance. A command that can't be run gives
@@ -33,7 +33,8 @@ func (d *Driver) Exec(ctx context.Context, id workload.ID, e workload.Exec) (int
 		return 0, fmt.Errorf("exec in workload %q: no command: %w", id.Name, errdefs.ErrInvalidArgument)
 	}
 	exit, err := m.agent.exec(ctx, e)
-	if lost(err) && within(ctx, m.ended, endLimit) {
+	// Not for what it printed to be on the disk, which may take longer.
+	if lost(err) && (m.over() || within(ctx, m.qemu.Done(), endLimit)) {
 		exit, err = &capsulev1.ExecExit{Code: process.Killed, Message: "its machine ended"}, nil
 	}
 	if err != nil {

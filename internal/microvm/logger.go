@@ -17,7 +17,7 @@ import (
 )
 
 // loggerStart bounds the wait for the logger to say that it writes.
-const loggerStart = 10 * time.Second
+const loggerStart = 30 * time.Second
 
 // console is what a machine prints into: a logger that outlives us, which ends
 // when the machine has.

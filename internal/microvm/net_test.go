@@ -74,7 +74,7 @@ func (w wire) send(t *testing.T, frame []byte) {
 // expect waits for a frame that is wanted, past others.
 func (w wire) expect(t *testing.T, what string, wanted func(frame []byte) bool) []byte {
 	t.Helper()
-	check(t, w.file.SetReadDeadline(time.Now().Add(20*time.Second)))
+	check(t, w.file.SetReadDeadline(time.Now().Add(patience)))
 	buffer := make([]byte, 64<<10)
 	for {
 		n, err := w.file.Read(buffer)

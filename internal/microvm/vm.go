@@ -184,8 +184,15 @@ func (m *vm) ask(ctx context.Context, result chan<- instance.Ending) {
 	}
 }
 
-// lost is how a machine ended that told nothing.
+// lost is how a machine ended that told nothing, or told it a daemon before this
+// one, which died while the machine powered off.
 func (m *vm) lost(ctx context.Context) instance.Ending {
+	if c, err := m.driver.records.Get(ctx, m.ID); err == nil {
+		if how, ok := instance.ParseEnding(c.Labels[instance.LabelEnd]); ok {
+			how.Note = c.Labels[instance.LabelNote]
+			return how
+		}
+	}
 	how := instance.Ending{Code: process.Killed, At: time.Now()}
 	if !m.killed.Load() {
 		m.drained(ctx)

@@ -2,6 +2,7 @@ package network
 
 import (
 	"context"
+	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -49,6 +50,18 @@ func upstream(t *testing.T, ns *nettest.NS, at, answer string) {
 	})
 }
 
+// asks is said of the answer. A machine that is too busy for the upstream's in time
+// says SERVFAIL, and is asked again, as resolvers do.
+func asks(t *testing.T, ns *nettest.NS, network, server, name string, kind uint16) (got string) {
+	t.Helper()
+	for range 3 {
+		if got = said(query(t, ns, network, server, name, kind)); got != "SERVFAIL" {
+			break
+		}
+	}
+	return got
+}
+
 // query asks the capsule from a namespace.
 func query(t *testing.T, ns *nettest.NS, network, server, name string, kind uint16) *dns.Msg {
 	t.Helper()
@@ -58,7 +71,7 @@ func query(t *testing.T, ns *nettest.NS, network, server, name string, kind uint
 		return err
 	})
 	defer c.Close()
-	check(t, c.SetDeadline(time.Now().Add(5*time.Second)))
+	check(t, c.SetDeadline(time.Now().Add(patience)))
 	conn := &dns.Conn{Conn: c}
 	check(t, conn.WriteMsg(new(dns.Msg).SetQuestion(name, kind)))
 	r, err := conn.ReadMsg()
@@ -106,7 +119,7 @@ func TestDNS(t *testing.T) {
 	} {
 		for _, network := range []string{"udp", "tcp"} {
 			for _, server := range []string{"172.30.0.1", "fd7a:9c1e:30::1"} {
-				if got := said(query(t, web, network, server, test.name, test.kind)); got != test.want {
+				if got := asks(t, web, network, server, test.name, test.kind); got != test.want {
 					t.Errorf("%s %s %d by %s: %q, want %q", server, test.name, test.kind, network, got, test.want)
 				}
 			}
@@ -140,14 +153,21 @@ func TestUpstreamsChange(t *testing.T) {
 	// One of two is dead: failover, and the live one is first from then on.
 	check(t, w.SetUpstreams([]netip.Addr{netip.MustParseAddr("192.168.88.99"), netip.MustParseAddr(lan4)}))
 	for range 2 {
-		if got := said(query(t, web, "udp", "172.30.0.1", "example.org.", dns.TypeA)); got != "NOERROR 192.0.2.1" {
+		if got := asks(t, web, "udp", "172.30.0.1", "example.org.", dns.TypeA); got != "NOERROR 192.0.2.1" {
 			t.Errorf("by failover: %q", got)
 		}
 	}
-	start := time.Now()
-	query(t, web, "udp", "172.30.0.1", "example.org.", dns.TypeA)
-	if took := time.Since(start); took >= upstreamTimeout {
-		t.Errorf("dead server asked first again: %s", took)
+	w.dns.mu.Lock()
+	first := w.dns.upstreams[0].Addr().String()
+	w.dns.mu.Unlock()
+	took := time.Duration(math.MaxInt64) // of three, since the machine may stand still
+	for range 3 {
+		start := time.Now()
+		query(t, web, "udp", "172.30.0.1", "example.org.", dns.TypeA)
+		took = min(took, time.Since(start))
+	}
+	if first != lan4 || took >= upstreamTimeout {
+		t.Errorf("dead server asked first again: %s, %s is first", took, first)
 	}
 	check(t, w.SetDomain(""))
 	check(t, w.SetUpstreams(nil))
@@ -159,12 +179,9 @@ func TestUpstreamsChange(t *testing.T) {
 	}
 	// A new daemon knows them from the file.
 	w.restart(t)
-	nettest.Eventually(t, 5*time.Second, func() error {
-		if got := said(query(t, web, "udp", "172.30.0.1", "example.org.", dns.TypeA)); got != "NOERROR 192.0.2.1" {
-			t.Errorf("after a restart: %q", got)
-		}
-		return nil
-	})
+	if got := asks(t, web, "udp", "172.30.0.1", "example.org.", dns.TypeA); got != "NOERROR 192.0.2.1" {
+		t.Errorf("after a restart: %q", got)
+	}
 }
 
 func TestHostsFiles(t *testing.T) {

@@ -165,7 +165,7 @@ func removeLink(name string) error {
 
 // strayLinks are members of the bridge that belong to no address in use.
 func (n *Network) strayLinks(held map[string]addresses) ([]string, error) {
-	links, err := netlink.LinkList()
+	links, err := dumped(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}

@@ -12,6 +12,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -145,7 +146,7 @@ func greet(t *testing.T, ns *nettest.NS, at, name string) {
 	}()
 }
 
-// echoUDP answers each packet with the name.
+// echoUDP answers each packet with the name and what it says.
 func echoUDP(t *testing.T, ns *nettest.NS, at, name string) {
 	t.Helper()
 	var c net.PacketConn
@@ -157,17 +158,17 @@ func echoUDP(t *testing.T, ns *nettest.NS, at, name string) {
 	go func() {
 		b := make([]byte, 1500)
 		for {
-			_, from, err := c.ReadFrom(b)
+			n, from, err := c.ReadFrom(b)
 			if err != nil {
 				return
 			}
-			_, _ = c.WriteTo([]byte(name), from)
+			_, _ = c.WriteTo(fmt.Appendf(nil, "%s %s", name, b[:n]), from)
 		}
 	}()
 }
 
 // patience with what should answer.
-const patience = 10 * time.Second
+const patience = time.Minute
 
 // dial connects and reads who answers.
 func dial(ns *nettest.NS, to string, limit time.Duration) (net.Conn, *bufio.Reader, string, error) {
@@ -227,18 +228,28 @@ func asksUDP(ns *nettest.NS, to string, limit time.Duration) (string, error) {
 	return ask(c, limit)
 }
 
+// questions counts what was asked: a late second answer to one is none to the next.
+var questions atomic.Uint64
+
 // ask sends a packet each 100 ms until an answer comes.
 func ask(c net.Conn, limit time.Duration) (string, error) {
 	b := make([]byte, 1500)
+	question := fmt.Sprint(questions.Add(1))
 	for end := time.Now().Add(limit); time.Now().Before(end); {
-		if _, err := c.Write([]byte("?")); err != nil {
+		if _, err := c.Write([]byte(question)); err != nil {
 			continue
 		}
 		if err := c.SetReadDeadline(time.Now().Add(100 * time.Millisecond)); err != nil {
 			return "", err
 		}
-		if n, err := c.Read(b); err == nil {
-			return string(b[:n]), nil
+		for {
+			n, err := c.Read(b)
+			if err != nil {
+				break
+			}
+			if who, to, _ := strings.Cut(string(b[:n]), " "); to == question {
+				return who, nil
+			}
 		}
 	}
 	return "", errors.New("no answer")

@@ -87,7 +87,7 @@ func TestFamily(t *testing.T) {
 	if err := orphan.Start(); err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(10 * time.Second); alive(orphan.Process.Pid); f.reap() {
+	for deadline := time.Now().Add(time.Minute); alive(orphan.Process.Pid); f.reap() {
 		if time.Now().After(deadline) {
 			t.Fatal("the orphan wasn't reaped")
 		}

@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"time"
 )
 
 // Feed runs a program that reads stdin, with variables added to its
@@ -17,7 +16,7 @@ func Feed(ctx context.Context, stdin io.Reader, env []string, name string, args 
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &stderr, &stderr
 	cmd.Env = append(os.Environ(), env...)
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = outputMax
 	err := cmd.Run()
 	if err == nil {
 		return nil

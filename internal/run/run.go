@@ -13,6 +13,10 @@ import (
 // stderrTail is how many bytes of a failed program's complaint stand in the error.
 const stderrTail = 1024
 
+// outputMax bounds the wait for the rest of what a program printed, once it has
+// ended: a child that it left behind may hold the pipe.
+const outputMax = 10 * time.Second
+
 // Output runs a program and returns what it printed. It fails when the program
 // does, naming it with the end of its stderr, and when it takes longer than limit.
 func Output(ctx context.Context, limit time.Duration, name string, args ...string) ([]byte, error) {
@@ -21,7 +25,7 @@ func Output(ctx context.Context, limit time.Duration, name string, args ...strin
 	var stdout, stderr bytes.Buffer
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = outputMax
 	err := cmd.Run()
 	if err == nil {
 		return stdout.Bytes(), nil

@@ -28,6 +28,7 @@ func fileLog(dir, name string) source {
 		t := &tail{path: filepath.Join(dir, name+".log"), service: name, give: give}
 		defer t.close()
 		var events <-chan fsnotify.Event
+		var lost <-chan error
 		if follow { // watched before it is read, so that nothing falls between
 			w, err := fsnotify.NewWatcher()
 			if err != nil {
@@ -37,7 +38,7 @@ func fileLog(dir, name string) source {
 			if err := w.Add(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return err
 			}
-			events = w.Events
+			events, lost = w.Events, w.Errors
 		}
 		if err := t.old(); err != nil {
 			return err
@@ -56,9 +57,10 @@ func fileLog(dir, name string) source {
 				if !ok {
 					return nil
 				}
-				if err := t.read(); err != nil {
-					return err
-				}
+			case <-lost: //nolint:errcheck // more happened than was told
+			}
+			if err := t.read(); err != nil {
+				return err
 			}
 		}
 	}
@@ -107,6 +109,10 @@ func (t *tail) read() error {
 			}
 			if !t.replaced() {
 				return nil
+			}
+			// What was written between that look and the rotation.
+			if err := t.lines(t.file); err != nil {
+				return err
 			}
 			t.close()
 			t.file = nil

@@ -28,7 +28,7 @@ const (
 	messageMax       = 4 << 20 // bytes of one message in
 	answerMax        = 64 << 20
 	streamsMax       = 128 // at once, of one connection
-	handshakeLimit   = 10 * time.Second
+	handshakeLimit   = 30 * time.Second
 	callLimit        = 5 * time.Minute // of a call that is no stream
 	keepaliveIdle    = 30 * time.Second
 	keepaliveAnswer  = 20 * time.Second

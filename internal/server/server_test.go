@@ -235,7 +235,7 @@ func (b *box) dial(t *testing.T, role capsulev1.Role) *grpc.ClientConn {
 
 func limit(t *testing.T) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -779,7 +779,7 @@ func TestExecEndsWithItsClient(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(2 * time.Minute):
 		t.Error("the command outlives its client")
 	}
 }

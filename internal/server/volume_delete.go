@@ -17,9 +17,9 @@ import (
 
 // Limits of deleting a volume.
 const (
-	releaseLimit = 2 * time.Minute  // until workloads have let go that were told to stop
-	removeLimit  = 30 * time.Second // until nothing is left of the volume
-	releaseLook  = 2 * time.Second  // between two looks while no object changes: who has a volume is in none
+	releaseLimit = 2 * time.Minute // until workloads have let go that were told to stop
+	removeLimit  = 2 * time.Minute // until nothing is left of the volume
+	releaseLook  = 2 * time.Second // between two looks while no object changes: who has a volume is in none
 )
 
 // Delete answers when the volume is gone, or says that it takes longer.

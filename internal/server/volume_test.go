@@ -344,6 +344,42 @@ func TestDeleteVolume(t *testing.T) {
 	}
 }
 
+// late is a context whose time is up once its channel closes, and not before.
+type late struct {
+	context.Context
+	up chan struct{}
+}
+
+func (l late) Done() <-chan struct{} { return l.up }
+
+func (l late) Err() error {
+	select {
+	case <-l.up:
+		return context.DeadlineExceeded
+	default:
+		return nil
+	}
+}
+
+// lateOnce gives a context whose time is up once an object has come so far.
+func (b *box) lateOnce(t *testing.T, name string, far func(*capsulev1.Object) bool) context.Context {
+	t.Helper()
+	changes, err := b.store.Watch(t.Context(), "", name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := late{t.Context(), make(chan struct{})}
+	go func() {
+		defer close(l.up)
+		for c := range changes {
+			if !c.Synced && far(c.Object) {
+				return
+			}
+		}
+	}()
+	return l
+}
+
 // What does not let go, or does not go, is told with its name.
 func TestDeleteVolumeTakesTooLong(t *testing.T) {
 	b, s := newVolumeBox(t)
@@ -351,9 +387,8 @@ func TestDeleteVolumeTakesTooLong(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.hold("photos", "blog", "ghost")
-	soon, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-	defer cancel()
-	_, err := newVolumes(Options{Store: b.store, Volumes: s}).Delete(soon, &capsulev1.VolumeServiceDeleteRequest{Name: "photos", Force: true})
+	stopped := b.lateOnce(t, "blog", func(o *capsulev1.Object) bool { return o.GetWorkload().GetIntent().GetStopped() })
+	_, err := newVolumes(Options{Store: b.store, Volumes: s}).Delete(stopped, &capsulev1.VolumeServiceDeleteRequest{Name: "photos", Force: true})
 	want := `volume "photos" is not deleted: workloads "blog", "ghost" did not let go of it within 2m0s; stopped for it: workload "blog": unavailable`
 	if err == nil || err.Error() != want {
 		t.Errorf("got %v\nwant %s", err, want)
@@ -366,10 +401,9 @@ func TestDeleteVolumeTakesTooLong(t *testing.T) {
 	if err := b.store.PutVolumeStatus(obj.Meta.Uid, &capsulev1.VolumeStatus{Message: "no lvm"}); err != nil {
 		t.Fatal(err)
 	}
-	soon, cancel = context.WithTimeout(t.Context(), 100*time.Millisecond)
-	defer cancel()
-	_, err = newVolumes(Options{Store: b.store, Volumes: s}).Delete(soon, &capsulev1.VolumeServiceDeleteRequest{Name: "photos"})
-	if want := `volume "photos" is being deleted, which takes longer than 30s: no lvm: unavailable`; err == nil || err.Error() != want {
+	asked := b.lateOnce(t, "photos", func(o *capsulev1.Object) bool { return o.GetMeta().GetDeletedAt() != nil })
+	_, err = newVolumes(Options{Store: b.store, Volumes: s}).Delete(asked, &capsulev1.VolumeServiceDeleteRequest{Name: "photos"})
+	if want := `volume "photos" is being deleted, which takes longer than 2m0s: no lvm: unavailable`; err == nil || err.Error() != want {
 		t.Errorf("got %v\nwant %s", err, want)
 	}
 }

@@ -8,6 +8,7 @@ package uplink
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -155,7 +156,7 @@ func (u *uplinks) watch(ctx context.Context) error {
 
 // list takes the links that are there now, and drops the others.
 func (u *uplinks) list(ctx context.Context) error {
-	links, err := netlink.LinkList()
+	links, err := dumped(netlink.LinkList)
 	if err != nil {
 		return fmt.Errorf("list links: %w", err)
 	}
@@ -324,8 +325,8 @@ func global(index int) []netip.Prefix {
 	if err != nil {
 		return nil
 	}
-	addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)
-	if err != nil {
+	addrs, err := dumped(func() ([]netlink.Addr, error) { return netlink.AddrList(l, netlink.FAMILY_ALL) })
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) { // then it's nearly right, and an event comes
 		return nil
 	}
 	var list []netip.Prefix

@@ -19,6 +19,7 @@ import (
 
 	v1 "capsule/api/capsule/v1"
 	"capsule/api/manifest"
+	"capsule/internal/await"
 	"capsule/internal/ext4"
 	"capsule/internal/image"
 	"capsule/internal/lvm"
@@ -636,10 +637,19 @@ func TestReadOnly(t *testing.T) {
 	if err := os.WriteFile(dir+"/g", nil, 0o644); !errors.Is(err, unix.EROFS) && !errors.Is(err, unix.EIO) {
 		t.Fatalf("still writable: %v", err)
 	}
-	m.step(t, "a")
-	for again := time.NewTicker(100 * time.Millisecond); len(m.held) == 0 && t.Context().Err() == nil; <-again.C {
-		m.step(t, "a") // the kernel notes it soon
+	for { // the kernel notes it soon
+		broken, err := m.brokenHere("a", r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if broken {
+			break
+		}
+		if err := await.Pause(t.Context(), 100*time.Millisecond); err != nil {
+			t.Fatal(err)
+		}
 	}
+	m.step(t, "a")
 	m.expectPhase(t, "a", v1.VolumePhase_VOLUME_PHASE_FAILED, "became read-only after an error")
 	if want := []string{`blog: volume "a" became read-only after an error; it is checked before the next start`}; !cmp.Equal(want, m.held) {
 		t.Errorf("held %q", m.held)
@@ -780,7 +790,7 @@ func TestRun(t *testing.T) {
 	}
 	wait := func(what string, done func(store.Change) bool) {
 		t.Helper()
-		limit := time.After(time.Minute)
+		limit := time.After(10 * time.Minute) // for several commands of lvm
 		for {
 			select {
 			case c, ok := <-changes:
@@ -842,9 +852,10 @@ func TestFillCrowded(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.waits(t, blog, "a", `waits for volume "a", which its first mount is to fill: no space for that: the pool is`)
-	if err := errors.Join(f.Truncate(0), f.Close(), syncFS(dir)); err != nil {
+	if err := errors.Join(f.Truncate(0), f.Close()); err != nil {
 		t.Fatal(err)
 	}
+	m.untilLevel(t, dir, levelOK)
 	expectFile(t, m.give(t, blog, mount("a"))+"/f", "of the image")
 }
 

@@ -341,11 +341,13 @@ func (l *Loop) once(ctx context.Context, name string) (after time.Duration, more
 	if networkErr != nil && d.Status.Phase == v1.Phase_PHASE_RUNNING {
 		d.Status.Message = "running, but: " + networkErr.Error()
 	}
+	if d.Step.Do == stepWait {
+		// Whoever reads that it has stopped finds its volumes given back.
+		err := l.release(ctx, obj, m, d, seen)
+		return d.After, false, errors.Join(networkErr, err, l.save(obj, m, d.Status))
+	}
 	if err := l.save(obj, m, d.Status); err != nil {
 		return 0, false, err
-	}
-	if d.Step.Do == stepWait {
-		return d.After, false, errors.Join(networkErr, l.release(ctx, obj, m, d, seen))
 	}
 	return 0, true, l.act(ctx, obj, m, d)
 }

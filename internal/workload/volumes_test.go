@@ -27,6 +27,7 @@ type shelf struct {
 	have   map[string]map[string]lent // by volume, by workload
 	broken map[string]string          // why a volume can't be mounted
 	tries  int                        // mounts of those
+	slow   time.Duration              // of giving one back
 }
 
 type lent struct{ vm, shared bool }
@@ -77,6 +78,7 @@ func (s *shelf) Release(_ context.Context, workload string, keep []string) error
 	s.mu.Lock()
 	for name, holders := range s.have {
 		if _, ok := holders[workload]; ok && !slices.Contains(keep, name) {
+			time.Sleep(s.slow)
 			delete(holders, workload)
 			freed = append(freed, name)
 		}
@@ -149,6 +151,22 @@ func shared(s *v1.WorkloadSpec) {
 }
 
 func anyPort(s *v1.WorkloadSpec) { s.Ports = nil }
+
+// Whoever reads that a workload has stopped finds its volumes given back.
+func TestLoopStopsWithItsVolumes(t *testing.T) {
+	inMachine(t, func(m *machine) {
+		m.shelf.make("photos")
+		m.apply("blog", "web:1", mounting("photos"))
+		m.want("blog", "running 1/1")
+		m.shelf.slow = time.Minute
+		m.stopped("blog", true)
+		m.want("blog", "stopping 2/1 operator")
+		m.rest(time.Minute)
+		m.want("blog", "stopped 2/0 operator")
+		m.held("photos", "")
+		m.driver.took()
+	})
+}
 
 // One workload at a time: the second starts by itself when the first gives the
 // volume back.

@@ -50,15 +50,15 @@ func run() error {
 	}
 	stages := []stage{
 		{name: "static checks", argv: []string{"make", "lint"}},
-		{name: "unit", argv: []string{"go", "test", "-json", "-race", "-cover", "./..."}},
+		{name: "unit", argv: []string{"go", "test", "-json", "-race", "-cover", "-timeout=30m", "./..."}},
 		{name: "build vmexec", argv: []string{"go", "build", "-o", vmexec, "./test/vmexec"}},
-		{name: "drivers on our kernel", argv: append([]string{"go", "test", "-json", "-cover", "-count=1", "-p=2", "-short", "-timeout=20m",
-			"-exec", vmexec + " --"}, machinePackages...), env: []string{"CGO_ENABLED=0"}},
-		{name: "microVMs here", argv: []string{"go", "test", "-json", "-count=1", "-p=1", "-timeout=20m", "./internal/guest/...", "./internal/microvm"},
+		{name: "drivers on our kernel", argv: append([]string{"go", "test", "-json", "-cover", "-count=1", "-p=2", "-short", "-timeout=30m",
+			"-exec", vmexec + " -limit=32m --"}, machinePackages...), env: []string{"CGO_ENABLED=0"}},
+		{name: "microVMs here", argv: []string{"go", "test", "-json", "-count=1", "-p=1", "-timeout=30m", "./internal/guest/...", "./internal/microvm"},
 			env: []string{"CAPSULE_TEST_GUEST=1"}, root: true},
 		{name: "the root is reproducible", argv: []string{"go", "run", "./image", "-check-reproducible"}},
-		{name: "whole machine", argv: []string{"go", "test", "-json", "-count=1", "-timeout=25m", "-tags=machine", "./test/machine"}},
-		{name: "power cuts", argv: []string{"go", "test", "-json", "-count=1", "-timeout=20m", "-tags=machine", "./test/powercut"}},
+		{name: "whole machine", argv: []string{"go", "test", "-json", "-count=1", "-timeout=40m", "-tags=machine", "./test/machine"}},
+		{name: "power cuts", argv: []string{"go", "test", "-json", "-count=1", "-timeout=30m", "-tags=machine", "./test/powercut"}},
 	}
 	var r report
 	for _, s := range stages {

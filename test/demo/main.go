@@ -22,7 +22,8 @@ const (
 	capsulectl = "bin/capsulectl"
 	machine    = "demo"
 	webPort    = 8080 // of the capsule, and of this machine when it is free
-	fetchMax   = 30 * time.Second
+	fetchMax   = 5 * time.Minute
+	fetchTry   = 10 * time.Second
 	fetchAgain = 250 * time.Millisecond
 )
 
@@ -174,6 +175,8 @@ func page(ctx context.Context, url string) (string, error) {
 }
 
 func get(ctx context.Context, url string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, fetchTry)
+	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return "", err

@@ -67,7 +67,7 @@ func crash(ts *testscript.TestScript, _ bool, args []string) {
 }
 
 func (l *load) fetch(ctx context.Context, url string) {
-	client := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	client := &http.Client{Timeout: time.Minute, Transport: &http.Transport{DisableKeepAlives: true}}
 	for ctx.Err() == nil {
 		if _, err := get(client, url); err != nil {
 			text := err.Error()
@@ -90,7 +90,7 @@ func (l *load) exec(ctx context.Context, host, name string) {
 
 // executes waits until one more program ran.
 func (l *load) executes(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
 	for before := l.executed.Load(); l.executed.Load() == before; wait(ctx, 100*time.Millisecond) {
 		if ctx.Err() != nil {
@@ -102,7 +102,7 @@ func (l *load) executes(ctx context.Context) error {
 
 // daemonStarts waits until capsuled answers and was started so many times.
 func daemonStarts(ctx context.Context, host string, least int) (int, error) {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
 	for {
 		var info struct {

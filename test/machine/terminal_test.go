@@ -17,11 +17,15 @@ import (
 )
 
 // terminalLimit bounds a command on a terminal.
-const terminalLimit = time.Minute
+const terminalLimit = 5 * time.Minute
+
+// interrupt is Ctrl-C as a terminal sends it.
+const interrupt = "\x03"
 
 // terminal ROWSxCOLUMNS ROWSxCOLUMNS COMMAND…: runs the command on a terminal
 // of the first size, which gets the second size when the first line is
-// printed. What the command prints is stdout of the script.
+// printed. Once the command has printed that size it is interrupted. What it
+// prints is stdout of the script.
 func terminal(ts *testscript.TestScript, neg bool, args []string) {
 	need(ts, args, 3, "terminal ROWSxCOLUMNS ROWSxCOLUMNS COMMAND...")
 	ours, theirs, err := openTerminal()
@@ -35,7 +39,7 @@ func terminal(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(errors.Join(cmd.Start(), theirs.Close()))
 	late := time.AfterFunc(terminalLimit, func() { _ = cmd.Process.Kill() })
 	defer late.Stop()
-	out, buffer, resized := "", make([]byte, 4096), false
+	out, buffer, resized, interrupted := "", make([]byte, 4096), false, false
 	for err == nil {
 		var n int
 		n, err = ours.Read(buffer)
@@ -43,6 +47,11 @@ func terminal(ts *testscript.TestScript, neg bool, args []string) {
 		if !resized && strings.Contains(out, "\n") {
 			resized = true
 			ts.Check(resize(ours, args[1]))
+		}
+		if !interrupted && strings.Contains(out, strings.Replace(args[1], "x", " ", 1)) {
+			interrupted = true
+			_, err := io.WriteString(ours, interrupt)
+			ts.Check(err)
 		}
 	}
 	if !errors.Is(err, io.EOF) && !errors.Is(err, unix.EIO) { // EIO is a terminal's end

@@ -47,7 +47,7 @@ var verbs = map[string]func(ts *testscript.TestScript, neg bool, args []string){
 }
 
 // await DURATION REGEXP COMMAND…: runs the command until what it prints
-// matches.
+// matches, once more when the time is over: the one before may have hung.
 func await(ts *testscript.TestScript, neg bool, args []string) {
 	need(ts, args, 3, "await DURATION REGEXP COMMAND...")
 	limit, err := time.ParseDuration(args[0])
@@ -55,7 +55,9 @@ func await(ts *testscript.TestScript, neg bool, args []string) {
 	want, err := regexp.Compile("(?m)" + args[1])
 	ts.Check(err)
 	var out []byte
-	for deadline := time.Now().Add(limit); time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {
+	last, deadline := false, time.Now().Add(limit)
+	for ; !last; time.Sleep(200 * time.Millisecond) {
+		last = time.Now().After(deadline)
 		cmd := exec.Command(args[2], args[3:]...)
 		cmd.Env = append(os.Environ(), "CAPSULE_HOST="+ts.Getenv("CAPSULE_HOST"))
 		out, err = cmd.CombinedOutput()
@@ -68,7 +70,7 @@ func await(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 // fetch URL [TEXT]: asks until the answer is 200 and contains the text, for
-// at most 3 min; with "!" once, and that must fail within 5 s.
+// at most 10 min; with "!" once, and that must fail within 5 s.
 func fetch(ts *testscript.TestScript, neg bool, args []string) {
 	need(ts, args, 1, "fetch URL [TEXT]")
 	text := ""
@@ -76,7 +78,7 @@ func fetch(ts *testscript.TestScript, neg bool, args []string) {
 		text = args[1]
 	}
 	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
-	deadline := time.Now().Add(3 * time.Minute)
+	deadline := time.Now().Add(10 * time.Minute)
 	for {
 		body, err := get(client, args[0])
 		ok := err == nil && strings.Contains(body, text)
@@ -158,7 +160,7 @@ var boots sync.Map
 func machine(ts *testscript.TestScript, _ bool, args []string) {
 	need(ts, args, 2, "machine create|up|refit|start|ready|cut|ended|link NAME [ARGS...]")
 	verb, name := args[0], args[1]
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
 	switch verb {
 	case "create":
@@ -192,7 +194,7 @@ func machine(ts *testscript.TestScript, _ bool, args []string) {
 			ts.Fatalf("%v\n%s", err, consoleTail(name))
 		}
 	case "ended":
-		for deadline := time.Now().Add(100 * time.Second); m.Running(); time.Sleep(100 * time.Millisecond) {
+		for deadline := time.Now().Add(5 * time.Minute); m.Running(); time.Sleep(100 * time.Millisecond) {
 			if time.Now().After(deadline) {
 				ts.Fatalf("%s still runs\n%s", name, consoleTail(name))
 			}

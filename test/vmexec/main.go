@@ -16,8 +16,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -35,7 +37,7 @@ func main() {
 		o.drives = append(o.drives, drive{serial, file})
 		return nil
 	})
-	flag.DurationVar(&o.limit, "limit", 15*time.Minute, "longest run")
+	flag.DurationVar(&o.limit, "limit", 25*time.Minute, "longest run, beyond the -timeout of the test binary, which says more")
 	flag.Parse()
 	code, err := run(o, flag.Args())
 	if err != nil {
@@ -58,8 +60,20 @@ type options struct {
 	limit                     time.Duration
 }
 
-// exitMark precedes the exit code on the last line that the guest prints.
-const exitMark = "VMEXEC-EXIT "
+// What the guest's init prints: upMark is the line before the test binary's first,
+// exitMark precedes the exit code on the last line.
+const (
+	upMark   = "VMEXEC-UP"
+	exitMark = "VMEXEC-EXIT "
+)
+
+// bootMax is from power on to the test binary, which takes some ten seconds. On a
+// busy machine QEMU's emulation now and then loses the first timer interrupts of a
+// processor, and that kernel waits for ever: it is started again, up to bootTries.
+const (
+	bootMax   = 4 * time.Minute
+	bootTries = 3
+)
 
 func run(o options, args []string) (int, error) {
 	if len(args) == 0 {
@@ -100,23 +114,44 @@ func guestArgs(args []string) []string {
 	return guest
 }
 
-var errNoCode = errors.New("the machine ended without an exit code")
+var (
+	errNoCode = errors.New("the machine ended without an exit code")
+	errHung   = fmt.Errorf("the machine did not come up within %v", bootMax)
+)
 
-// boot runs the machine until its init powers it off, passing its first serial
+// boot runs the machine, again if its kernel hung before it came up.
+func boot(o options, dir string) (code int, err error) {
+	for range bootTries {
+		if code, err = bootOnce(o, dir); !errors.Is(err, errHung) {
+			break
+		}
+		fmt.Fprintln(os.Stderr, "vmexec:", err)
+	}
+	return code, err
+}
+
+// bootOnce runs the machine until its init powers it off, passing its first serial
 // port through; the kernel's messages are shown only when the init gave no code.
-func boot(o options, dir string) (int, error) {
+func bootOnce(o options, dir string) (int, error) {
 	roots, _ := filepath.Glob(filepath.Join(o.build, "root-*.erofs"))
 	if len(roots) != 1 {
 		return 0, fmt.Errorf("want one %s/root-*.erofs, have %d; run make image", o.build, len(roots))
 	}
 	scratch, data := filepath.Join(dir, "scratch"), filepath.Join(dir, "data")
 	for file, size := range map[string]string{scratch: o.disk, data: o.data} {
+		if err := os.RemoveAll(file); err != nil { // of a try before
+			return 0, err
+		}
 		if out, err := exec.Command("truncate", "-s", size, file).CombinedOutput(); err != nil {
 			return 0, fmt.Errorf("make disk %s: %w: %s", filepath.Base(file), err, out)
 		}
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), o.limit)
 	defer cancel()
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	up := time.AfterFunc(bootMax, func() { stop(errHung) })
+	defer up.Stop()
 	argv := []string{
 		"-machine", "q35,accel=tcg", "-cpu", "max", "-smp", "2", "-m", o.memory,
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
@@ -134,9 +169,13 @@ func boot(o options, dir string) (int, error) {
 			"-device", "virtio-blk-pci,drive="+d.serial+",serial="+d.serial+",addr="+fmt.Sprintf("%#x", drivesAt+i))
 	}
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", argv...)
-	var last tailWriter
-	cmd.Stdout = io.MultiWriter(&last)
-	last.out = os.Stdout
+	// go test kills this program when the time is up; the machine would run on. The
+	// signal is sent when the thread ends that started it.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	last := tailWriter{out: os.Stdout, up: func() { up.Stop() }}
+	cmd.Stdout = &last
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	err := cmd.Run()
@@ -144,6 +183,9 @@ func boot(o options, dir string) (int, error) {
 		return code, nil
 	}
 	kernel, _ := os.ReadFile(filepath.Join(dir, "kernel"))
+	if cause := context.Cause(ctx); cause != nil {
+		err = cause
+	}
 	return 0, fmt.Errorf("%w: %s\n%s", errors.Join(errNoCode, err), stderr.Bytes(), tail(kernel, 4000))
 }
 
@@ -154,9 +196,10 @@ func tail(b []byte, n int) []byte {
 	return b
 }
 
-// tailWriter passes lines on, keeping back the one that carries the exit code.
+// tailWriter passes lines on, keeping back what the init says of itself.
 type tailWriter struct {
 	out  io.Writer
+	up   func() // called when the test binary starts
 	line []byte
 	code string
 }
@@ -172,6 +215,9 @@ func (w *tailWriter) Write(p []byte) (int, error) {
 		if j := bytes.Index(line, []byte(exitMark)); j >= 0 {
 			w.code = strings.TrimSpace(string(line[j+len(exitMark):]))
 			line = line[:j]
+		} else if string(bytes.TrimSpace(line)) == upMark {
+			w.up()
+			line = nil
 		}
 		if _, err := w.out.Write(line); err != nil {
 			return 0, err

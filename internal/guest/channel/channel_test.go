@@ -193,7 +193,7 @@ func echo(c net.Conn) {
 
 func dial(t *testing.T, socket string) net.Conn {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	c, err := DialPort(ctx, socket)
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 )
 
 // dialLimit bounds name look-ups and connections.
-const dialLimit = 10 * time.Second
+const dialLimit = time.Minute
 
 // serveHTTP [ADDRESS] [BODY] answers every request with the body and the
 // peer's address, "/env/NAME" with a variable, "/file/PATH" with a file.

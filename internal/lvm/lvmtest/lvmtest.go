@@ -4,7 +4,6 @@
 package lvmtest
 
 import (
-	"fmt"
 	"os"
 	"sync"
 	"testing"
@@ -15,7 +14,7 @@ import (
 )
 
 const (
-	// Disk is vmexec's data disk: sparse, takes discards.
+	// Disk is vmexec's data disk, which is sparse.
 	Disk = "/dev/vdc"
 
 	metadata   = 16 << 20
@@ -61,8 +60,9 @@ func PoolWithMetadata(t testing.TB, sizeBytes, metadataBytes int64) {
 		group.pool = 0
 		command(t, "lvremove", "-y", "-f", lvm.Group+"/"+lvm.Pool)
 	}
-	command(t, "lvcreate", "-y", "--type", "thin-pool", "-L", bytes(size), "--poolmetadatasize", bytes(meta),
-		"-c", "64k", "--discards", "passdown", "-n", lvm.Pool, lvm.Group)
+	if err := lvm.CreatePool(t.Context(), uint64(size), uint64(meta)); err != nil {
+		t.Fatal(err)
+	}
 	group.pool, group.metadata = size, meta
 }
 
@@ -103,5 +103,3 @@ func command(t testing.TB, args ...string) []byte {
 	}
 	return out
 }
-
-func bytes(n int64) string { return fmt.Sprintf("%db", n) }

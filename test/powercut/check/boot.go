@@ -26,7 +26,7 @@ const (
 	permDir   = "/perm"
 	storePath = permDir + "/state.db"
 	grownFile = permDir + "/.grown-to"
-	fsckMax   = 2 * time.Minute
+	fsckMax   = 10 * time.Minute
 )
 
 // A boot is one start of a machine whose power was cut.

@@ -24,8 +24,8 @@ import (
 )
 
 // cutMax bounds one cut; a machine that starts may take longer, but not without
-// reason.
-const cutMax = 5 * time.Minute
+// reason. Most take a quarter of a minute, emulated and two side by side.
+const cutMax = 15 * time.Minute
 
 func main() {
 	if err := checkAll(); err != nil {

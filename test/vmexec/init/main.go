@@ -181,6 +181,7 @@ func runTest(port *os.File) (int, error) {
 	cmd := exec.Command("/tmp/pkg/test", argv[1:]...)
 	cmd.Dir, cmd.Env = "/tmp/pkg", env
 	cmd.Stdout, cmd.Stderr = port, port
+	fmt.Println("VMEXEC-UP")
 	err = cmd.Run()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
@@ -212,13 +213,13 @@ func mount(source, target, kind string, flags uintptr, options string) error {
 // waitFor polls for a device node: this init has no uevent listener, and the
 // disk is there within milliseconds of its driver.
 func waitFor(path string) error {
-	for range 5000 {
+	for range 30_000 {
 		if _, err := os.Stat(path); err == nil {
 			return nil
 		}
 		time.Sleep(2 * time.Millisecond)
 	}
-	return fmt.Errorf("no %s after 10 s", path)
+	return fmt.Errorf("no %s after 60 s", path)
 }
 
 // openRaw opens a serial port that passes bytes unchanged.
