@@ -13,7 +13,6 @@ import (
 )
 
 const (
-	connectMax  = 10 * time.Second // one attempt to reach it
 	redialPause = 100 * time.Millisecond
 	redialMax   = time.Second
 	windowBytes = 256 << 10 // not yet taken of one stream
@@ -27,8 +26,8 @@ type agent struct {
 }
 
 // newAgent makes one; dial is called when something is asked and there is no
-// connection.
-func newAgent(dial func(context.Context) (net.Conn, error)) (*agent, error) {
+// connection. One attempt may take connectMax until the guest has greeted.
+func newAgent(dial func(context.Context) (net.Conn, error), connectMax time.Duration) (*agent, error) {
 	conn, err := grpc.NewClient("passthrough:///guest",
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return dial(ctx) }),
 		grpc.WithTransportCredentials(insecure.NewCredentials()), // the wire is a wall's hole of our own

@@ -7,6 +7,8 @@ import (
 	"io"
 	"time"
 
+	"google.golang.org/grpc"
+
 	guestv1 "capsule/api/capsule/guest/v1"
 	capsulev1 "capsule/api/capsule/v1"
 	"capsule/internal/workload"
@@ -14,7 +16,7 @@ import (
 
 // CopyTo unpacks a tar stream at path in a running instance.
 func (d *Driver) CopyTo(ctx context.Context, id workload.ID, path, source string, tar io.Reader) (files, bytes uint64, err error) {
-	m, err := d.running(ctx, id)
+	m, err := d.answering(ctx, id)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -50,7 +52,7 @@ func (a *agent) copyTo(ctx context.Context, path, source string, tar io.Reader) 
 
 // CopyFrom writes path of a running instance as a tar stream.
 func (d *Driver) CopyFrom(ctx context.Context, id workload.ID, path string, tar io.Writer) error {
-	m, err := d.running(ctx, id)
+	m, err := d.answering(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -96,7 +98,7 @@ func (d *Driver) Stats(ctx context.Context, id workload.ID) (workload.Stats, err
 func (a *agent) stats(ctx context.Context, limit time.Duration) (workload.Stats, error) {
 	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	r, err := a.Stats(limited, &guestv1.StatsRequest{})
+	r, err := a.Stats(limited, &guestv1.StatsRequest{}, grpc.WaitForReady(true))
 	if err != nil {
 		return workload.Stats{}, refused(ctx, err)
 	}

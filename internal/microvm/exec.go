@@ -25,12 +25,12 @@ const (
 // Exec runs a command in a running instance. A command that can't be run gives
 // its code (126, 127) and the reason on stderr, as a shell would.
 func (d *Driver) Exec(ctx context.Context, id workload.ID, e workload.Exec) (int, error) {
-	m, err := d.running(ctx, id)
-	if err != nil {
-		return 0, err
-	}
 	if len(e.Command) == 0 {
 		return 0, fmt.Errorf("exec in workload %q: no command: %w", id.Name, errdefs.ErrInvalidArgument)
+	}
+	m, err := d.answering(ctx, id)
+	if err != nil {
+		return 0, err
 	}
 	exit, err := m.agent.exec(ctx, e)
 	// Not for what it printed to be on the disk, which may take longer.

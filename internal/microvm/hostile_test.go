@@ -77,7 +77,7 @@ func TestHostile(t *testing.T) {
 	guestv1.RegisterGuestServiceServer(server, hostile{})
 	go func() { _ = server.Serve(l) }()
 	t.Cleanup(func() { close(l); server.Stop() })
-	a, err := newAgent(l.dial)
+	a, err := newAgent(l.dial, patience)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -141,7 +141,7 @@ func TestNoise(t *testing.T) {
 			}
 		}()
 		return here, nil
-	})
+	}, patience)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -146,6 +146,23 @@ func (d *Driver) running(ctx context.Context, id workload.ID) (*vm, error) {
 	return m, nil
 }
 
+// answering is running for who needs the guest at once: just after the daemon's
+// start, and in a slow guest, the line to it takes a while.
+func (d *Driver) answering(ctx context.Context, id workload.ID) (*vm, error) {
+	m, err := d.running(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := m.agent.state(ctx, d.pace.call); err != nil && !m.over() {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		return nil, fmt.Errorf("workload %q: its guest did not answer within %v; \"capsulectl workload logs --serial %s\" has what its kernel said: %w",
+			id.Name, d.pace.call, id.Name, errdefs.ErrUnavailable)
+	}
+	return m, nil
+}
+
 // current is the machine of a record that this driver knows.
 func (d *Driver) current(record string) *vm {
 	d.mu.Lock()

@@ -50,7 +50,22 @@ func refused(ctx context.Context, err error) error {
 	if !ok {
 		return err // ours: a reader or writer of the caller failed
 	}
-	return &refusal{class: class(st.Code()), text: clean(st.Message())}
+	text := clean(st.Message())
+	if st.Code() == codes.Unavailable && broken(text) {
+		text = "the line to the guest broke"
+	}
+	return &refusal{class: class(st.Code()), text: text}
+}
+
+// broken tells gRPC's own words from a guest's: those name a connection, which an
+// operator would take for the one to the capsule.
+func broken(text string) bool {
+	for _, words := range []string{"connection error", "transport", "reading from server", "draining"} {
+		if strings.Contains(text, words) {
+			return true
+		}
+	}
+	return false
 }
 
 // class of a status code. What a guest has no business to say is Unknown.

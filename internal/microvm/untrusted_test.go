@@ -41,6 +41,8 @@ func TestRefused(t *testing.T) {
 		{codes.Unauthenticated, "\x1b[31mred\nline", errdefs.ErrUnknown, "?[31mred line"},
 		{codes.Code(4_000_000), "", errdefs.ErrUnknown, "the guest says not why"},
 		{codes.Unavailable, strings.Repeat("ü", 400), errdefs.ErrUnavailable, strings.Repeat("ü", textMax/2)},
+		{codes.Unavailable, `connection error: desc = "error reading server preface: EOF"`, errdefs.ErrUnavailable, "the line to the guest broke"},
+		{codes.Unavailable, "error reading from server: EOF", errdefs.ErrUnavailable, "the line to the guest broke"},
 		{codes.NotFound, "turn \u202e round", errdefs.ErrNotFound, "turn ? round"},
 	} {
 		err := refused(t.Context(), status.Error(tc.code, tc.text))

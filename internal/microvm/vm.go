@@ -87,7 +87,7 @@ func (d *Driver) hold(record string, qemu *jail.Process, f facts) (*vm, error) {
 	m := &vm{facts: f, driver: d, record: record, qemu: qemu, ice: newIce(), ended: make(chan struct{}), done: make(chan struct{})}
 	m.logger, _ = watchProcess(f.Logger)
 	var err error
-	if m.agent, err = newAgent(m.dial); err != nil {
+	if m.agent, err = newAgent(m.dial, d.pace.call); err != nil {
 		m.close()
 		return nil, err
 	}
