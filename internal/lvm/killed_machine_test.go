@@ -136,6 +136,20 @@ func half(t *testing.T, c *dm.Control, name string, args ...string) {
 	t.Fatal("never killed in time")
 }
 
+// canBeMade removes what is left of a volume, and makes and removes it.
+func canBeMade(t *testing.T, name string) {
+	t.Helper()
+	if err := lvm.RemoveThin(t.Context(), name); err != nil {
+		t.Error(err)
+	}
+	if err := lvm.CreateThin(t.Context(), name, 64*mib); err != nil {
+		t.Error(err)
+	}
+	if err := lvm.RemoveThin(t.Context(), name); err != nil {
+		t.Error(err)
+	}
+}
+
 // A cut in the middle of making a volume leaves it in one of three states. From all
 // of them a start brings up the pool and all other volumes, the half-made one can be
 // removed, and volumes can be made again.
@@ -167,15 +181,7 @@ func TestHalfMade(t *testing.T) {
 				if _, err := os.Stat(lvm.Device(origin)); err != nil {
 					t.Error("the other volume isn't active:", err)
 				}
-				if err := lvm.RemoveThin(ctx, name); err != nil {
-					t.Error(err)
-				}
-				if err := lvm.CreateThin(ctx, name, 64*mib); err != nil {
-					t.Error(err)
-				}
-				if err := lvm.RemoveThin(ctx, name); err != nil {
-					t.Error(err)
-				}
+				canBeMade(t, name)
 			})
 		}
 	}
@@ -248,15 +254,7 @@ func TestResumeHalfMade(t *testing.T) {
 			if d, err := c.Status("capsule-vol--a.000001"); err != nil || d.Suspended {
 				t.Error(d, err)
 			}
-			if err := lvm.RemoveThin(ctx, name); err != nil {
-				t.Error(err)
-			}
-			if err := lvm.CreateThin(ctx, name, 64*mib); err != nil {
-				t.Error(err)
-			}
-			if err := lvm.RemoveThin(ctx, name); err != nil {
-				t.Error(err)
-			}
+			canBeMade(t, name)
 		})
 	}
 }

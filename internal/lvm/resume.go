@@ -28,21 +28,18 @@ func Resume(ctx context.Context) error {
 		return err
 	}
 	// They run by the table of before the command; the group's metadata may be newer.
-	args := []string{"lvchange", "-y", "--refresh"}
-	for _, name := range resumed {
-		args = append(args, Group+"/"+name)
+	refresh := onVolumes(resumed, "lvchange", "-y", "--refresh")
+	_, refreshErr := command(ctx, refresh...)
+	if refreshErr == nil {
+		return err
 	}
-	_, refreshErr := command(ctx, args...)
-	if refreshErr != nil {
-		// A creation that was cut: lvm goes on with it at any change. What it makes
-		// was never acknowledged, and is removed with the rest of it.
-		any := func(string) bool { return true }
-		if unblocked, err2 := unblock(ctx, any); unblocked {
-			_, refreshErr = command(ctx, args...)
-		} else {
-			refreshErr = errors.Join(refreshErr, err2)
-		}
+	// A creation that was cut gets in the way: lvm goes on with it at any change. What
+	// it makes was never acknowledged, and is removed with the rest of it.
+	unblocked, unblockErr := unblock(ctx, func(string) bool { return true })
+	if !unblocked {
+		return errors.Join(err, refreshErr, unblockErr)
 	}
+	_, refreshErr = command(ctx, refresh...)
 	return errors.Join(err, refreshErr)
 }
 

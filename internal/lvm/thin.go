@@ -146,7 +146,8 @@ func RemoveThin(ctx context.Context, names ...string) error {
 			return err
 		}
 	}
-	_, err := command(ctx, removal(names)...)
+	remove := []string{"lvremove", "-y", "-f"}
+	_, err := command(ctx, onVolumes(names, remove...)...)
 	if err == nil {
 		return nil
 	}
@@ -161,7 +162,7 @@ func RemoveThin(ctx context.Context, names ...string) error {
 	if unblocked, err2 := unblock(ctx, mine); !unblocked {
 		return errors.Join(err, err2)
 	}
-	_, err = command(ctx, removal(left)...)
+	_, err = command(ctx, onVolumes(left, remove...)...)
 	return err
 }
 
@@ -177,8 +178,8 @@ func unused(name string) error {
 	return nil
 }
 
-func removal(names []string) []string {
-	args := []string{"lvremove", "-y", "-f"}
+// onVolumes completes a command by the volumes that it's for.
+func onVolumes(names []string, args ...string) []string {
 	for _, name := range names {
 		args = append(args, Group+"/"+name)
 	}

@@ -7,6 +7,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"capsule/internal/links"
 )
 
 // flow is what of a tracked connection matters here.
@@ -57,18 +59,8 @@ func (d desired) gateway(a netip.Addr) bool {
 	return a == d.Net.Gateway4() || a == d.Net.Gateway6()
 }
 
-// dumpAttempts bounds the retries of a dump that the kernel interrupted.
-const dumpAttempts = 3
-
-// dumped lists anew what changed while it was listed, also by somebody else.
-func dumped[T any](list func() ([]T, error)) (all []T, err error) {
-	for range dumpAttempts {
-		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			break
-		}
-	}
-	return all, err
-}
+// flushAttempts bounds the retries of a dump that the kernel interrupted.
+const flushAttempts = 3
 
 // flushStale forgets the flows that lead nowhere, and no others.
 func flushStale(d desired) error {
@@ -82,7 +74,7 @@ func flushStale(d desired) error {
 	}
 	for _, family := range families {
 		var err error
-		for range dumpAttempts {
+		for range flushAttempts {
 			_, err = netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, staleFlows{d, local})
 			if !errors.Is(err, netlink.ErrDumpInterrupted) && !errors.Is(err, unix.ENOENT) {
 				break
@@ -121,7 +113,7 @@ func endpoint(ip []byte, port uint16) netip.AddrPort {
 
 // localAddresses are those of this box.
 func localAddresses() (map[netip.Addr]bool, error) {
-	addrs, err := dumped(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
+	addrs, err := links.Addresses(nil, netlink.FAMILY_ALL)
 	if err != nil {
 		return nil, fmt.Errorf("list own addresses: %w", err)
 	}

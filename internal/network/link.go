@@ -9,6 +9,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+
+	"capsule/internal/links"
 )
 
 // hostLink names the capsule's end of a workload's link.
@@ -165,7 +167,7 @@ func removeLink(name string) error {
 
 // strayLinks are members of the bridge that belong to no address in use.
 func (n *Network) strayLinks(held map[string]addresses) ([]string, error) {
-	links, err := dumped(netlink.LinkList)
+	all, err := links.List()
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}
@@ -174,7 +176,7 @@ func (n *Network) strayLinks(held map[string]addresses) ([]string, error) {
 		used[n.hostLink(a)] = true
 	}
 	var stray []string
-	for _, l := range links {
+	for _, l := range all {
 		name := l.Attrs().Name
 		if l.Type() == "veth" && strings.HasPrefix(name, hostLinkPrefix) && !used[name] {
 			stray = append(stray, name)

@@ -15,6 +15,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"capsule/internal/links"
 )
 
 // wired says whether a link is a piece of Ethernet hardware: those have a
@@ -120,7 +122,7 @@ func setRoute(l netlink.Link, lease *Lease) error {
 
 // removeAddresses takes away all IPv4 addresses of the link but one.
 func removeAddresses(l netlink.Link, keep netip.Addr) error {
-	have, err := dumped(func() ([]netlink.Addr, error) { return netlink.AddrList(l, netlink.FAMILY_V4) })
+	have, err := links.Addresses(l, netlink.FAMILY_V4)
 	if err != nil {
 		return fmt.Errorf("list addresses of link %q: %w", l.Attrs().Name, err)
 	}
@@ -134,19 +136,6 @@ func removeAddresses(l netlink.Link, keep netip.Addr) error {
 		}
 	}
 	return nil
-}
-
-// dumpAttempts bounds the retries of a dump that the kernel interrupted.
-const dumpAttempts = 3
-
-// dumped lists anew what changed while it was listed, also by somebody else.
-func dumped[T any](list func() ([]T, error)) (all []T, err error) {
-	for range dumpAttempts {
-		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			break
-		}
-	}
-	return all, err
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {

@@ -20,6 +20,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"capsule/internal/links"
 )
 
 // State is what the uplinks have together; the first link comes first.
@@ -156,12 +158,12 @@ func (u *uplinks) watch(ctx context.Context) error {
 
 // list takes the links that are there now, and drops the others.
 func (u *uplinks) list(ctx context.Context) error {
-	links, err := dumped(netlink.LinkList)
+	all, err := links.List()
 	if err != nil {
 		return fmt.Errorf("list links: %w", err)
 	}
 	there := map[int]bool{}
-	for _, l := range links {
+	for _, l := range all {
 		there[l.Attrs().Index] = true
 		u.seen(ctx, l, false)
 	}
@@ -325,7 +327,7 @@ func global(index int) []netip.Prefix {
 	if err != nil {
 		return nil
 	}
-	addrs, err := dumped(func() ([]netlink.Addr, error) { return netlink.AddrList(l, netlink.FAMILY_ALL) })
+	addrs, err := links.Addresses(l, netlink.FAMILY_ALL)
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) { // then it's nearly right, and an event comes
 		return nil
 	}
