@@ -148,7 +148,9 @@ type InfoResponse struct {
 	// is not known yet, and where none can run.
 	Virtualization string `protobuf:"bytes,23,opt,name=virtualization,proto3" json:"virtualization,omitempty"`
 	// The space for volumes; absent while it is not known.
-	Pool          *Pool `protobuf:"bytes,24,opt,name=pool,proto3" json:"pool,omitempty"`
+	Pool *Pool `protobuf:"bytes,24,opt,name=pool,proto3" json:"pool,omitempty"`
+	// Present while the running system is not confirmed.
+	Tentative     *TentativeSystem `protobuf:"bytes,25,opt,name=tentative,proto3" json:"tentative,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -347,6 +349,13 @@ func (x *InfoResponse) GetVirtualization() string {
 func (x *InfoResponse) GetPool() *Pool {
 	if x != nil {
 		return x.Pool
+	}
+	return nil
+}
+
+func (x *InfoResponse) GetTentative() *TentativeSystem {
+	if x != nil {
+		return x.Tentative
 	}
 	return nil
 }
@@ -703,8 +712,8 @@ var File_capsule_v1_capsule_proto protoreflect.FileDescriptor
 const file_capsule_v1_capsule_proto_rawDesc = "" +
 	"\n" +
 	"\x18capsule/v1/capsule.proto\x12\n" +
-	"capsule.v1\x1a\x18capsule/v1/options.proto\x1a\x1ecapsule/v1/volume_object.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\r\n" +
-	"\vInfoRequest\"\xba\x06\n" +
+	"capsule.v1\x1a\x18capsule/v1/options.proto\x1a\x17capsule/v1/update.proto\x1a\x1ecapsule/v1/volume_object.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\r\n" +
+	"\vInfoRequest\"\xf5\x06\n" +
 	"\fInfoResponse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x18\n" +
@@ -732,7 +741,8 @@ const file_capsule_v1_capsule_proto_rawDesc = "" +
 	"\bwatchdog\x18\x15 \x01(\tR\bwatchdog\x12'\n" +
 	"\x0fnetwork_message\x18\x16 \x01(\tR\x0enetworkMessage\x12&\n" +
 	"\x0evirtualization\x18\x17 \x01(\tR\x0evirtualization\x12$\n" +
-	"\x04pool\x18\x18 \x01(\v2\x10.capsule.v1.PoolR\x04pool\"a\n" +
+	"\x04pool\x18\x18 \x01(\v2\x10.capsule.v1.PoolR\x04pool\x129\n" +
+	"\ttentative\x18\x19 \x01(\v2\x1b.capsule.v1.TentativeSystemR\ttentative\"a\n" +
 	"\x19CapsuleServiceLogsRequest\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x16\n" +
 	"\x06follow\x18\x02 \x01(\bR\x06follow\x12\x12\n" +
@@ -787,28 +797,30 @@ var file_capsule_v1_capsule_proto_goTypes = []any{
 	(*RestartServiceResponse)(nil),     // 10: capsule.v1.RestartServiceResponse
 	(*timestamppb.Timestamp)(nil),      // 11: google.protobuf.Timestamp
 	(*Pool)(nil),                       // 12: capsule.v1.Pool
+	(*TentativeSystem)(nil),            // 13: capsule.v1.TentativeSystem
 }
 var file_capsule_v1_capsule_proto_depIdxs = []int32{
 	0,  // 0: capsule.v1.InfoResponse.mode:type_name -> capsule.v1.Mode
 	11, // 1: capsule.v1.InfoResponse.booted_at:type_name -> google.protobuf.Timestamp
 	11, // 2: capsule.v1.InfoResponse.time:type_name -> google.protobuf.Timestamp
 	12, // 3: capsule.v1.InfoResponse.pool:type_name -> capsule.v1.Pool
-	11, // 4: capsule.v1.CapsuleServiceLogsResponse.time:type_name -> google.protobuf.Timestamp
-	1,  // 5: capsule.v1.CapsuleService.Info:input_type -> capsule.v1.InfoRequest
-	3,  // 6: capsule.v1.CapsuleService.Logs:input_type -> capsule.v1.CapsuleServiceLogsRequest
-	5,  // 7: capsule.v1.CapsuleService.Reboot:input_type -> capsule.v1.RebootRequest
-	7,  // 8: capsule.v1.CapsuleService.Shutdown:input_type -> capsule.v1.ShutdownRequest
-	9,  // 9: capsule.v1.CapsuleService.RestartService:input_type -> capsule.v1.RestartServiceRequest
-	2,  // 10: capsule.v1.CapsuleService.Info:output_type -> capsule.v1.InfoResponse
-	4,  // 11: capsule.v1.CapsuleService.Logs:output_type -> capsule.v1.CapsuleServiceLogsResponse
-	6,  // 12: capsule.v1.CapsuleService.Reboot:output_type -> capsule.v1.RebootResponse
-	8,  // 13: capsule.v1.CapsuleService.Shutdown:output_type -> capsule.v1.ShutdownResponse
-	10, // 14: capsule.v1.CapsuleService.RestartService:output_type -> capsule.v1.RestartServiceResponse
-	10, // [10:15] is the sub-list for method output_type
-	5,  // [5:10] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	13, // 4: capsule.v1.InfoResponse.tentative:type_name -> capsule.v1.TentativeSystem
+	11, // 5: capsule.v1.CapsuleServiceLogsResponse.time:type_name -> google.protobuf.Timestamp
+	1,  // 6: capsule.v1.CapsuleService.Info:input_type -> capsule.v1.InfoRequest
+	3,  // 7: capsule.v1.CapsuleService.Logs:input_type -> capsule.v1.CapsuleServiceLogsRequest
+	5,  // 8: capsule.v1.CapsuleService.Reboot:input_type -> capsule.v1.RebootRequest
+	7,  // 9: capsule.v1.CapsuleService.Shutdown:input_type -> capsule.v1.ShutdownRequest
+	9,  // 10: capsule.v1.CapsuleService.RestartService:input_type -> capsule.v1.RestartServiceRequest
+	2,  // 11: capsule.v1.CapsuleService.Info:output_type -> capsule.v1.InfoResponse
+	4,  // 12: capsule.v1.CapsuleService.Logs:output_type -> capsule.v1.CapsuleServiceLogsResponse
+	6,  // 13: capsule.v1.CapsuleService.Reboot:output_type -> capsule.v1.RebootResponse
+	8,  // 14: capsule.v1.CapsuleService.Shutdown:output_type -> capsule.v1.ShutdownResponse
+	10, // 15: capsule.v1.CapsuleService.RestartService:output_type -> capsule.v1.RestartServiceResponse
+	11, // [11:16] is the sub-list for method output_type
+	6,  // [6:11] is the sub-list for method input_type
+	6,  // [6:6] is the sub-list for extension type_name
+	6,  // [6:6] is the sub-list for extension extendee
+	0,  // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_capsule_v1_capsule_proto_init() }
@@ -817,6 +829,7 @@ func file_capsule_v1_capsule_proto_init() {
 		return
 	}
 	file_capsule_v1_options_proto_init()
+	file_capsule_v1_update_proto_init()
 	file_capsule_v1_volume_object_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{

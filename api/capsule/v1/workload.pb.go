@@ -129,9 +129,11 @@ type WorkloadSpec struct {
 	// "SIGTERM", "TERM", "SIGRTMIN+3" or a number; default from the image.
 	StopSignal string `protobuf:"bytes,12,opt,name=stop_signal,json=stopSignal,proto3" json:"stop_signal,omitempty"`
 	// Time between the stop signal and SIGKILL; default 10 s, at most 5 min.
-	StopGrace     *durationpb.Duration `protobuf:"bytes,13,opt,name=stop_grace,json=stopGrace,proto3" json:"stop_grace,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	StopGrace *durationpb.Duration `protobuf:"bytes,13,opt,name=stop_grace,json=stopGrace,proto3" json:"stop_grace,omitempty"`
+	// An update is rolled back unless this workload runs on the new system.
+	RequiredForUpdate bool `protobuf:"varint,14,opt,name=required_for_update,json=requiredForUpdate,proto3" json:"required_for_update,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *WorkloadSpec) Reset() {
@@ -253,6 +255,13 @@ func (x *WorkloadSpec) GetStopGrace() *durationpb.Duration {
 		return x.StopGrace
 	}
 	return nil
+}
+
+func (x *WorkloadSpec) GetRequiredForUpdate() bool {
+	if x != nil {
+		return x.RequiredForUpdate
+	}
+	return false
 }
 
 // Port publishes one port of a workload. Short form in a manifest:
@@ -763,7 +772,7 @@ var File_capsule_v1_workload_proto protoreflect.FileDescriptor
 const file_capsule_v1_workload_proto_rawDesc = "" +
 	"\n" +
 	"\x19capsule/v1/workload.proto\x12\n" +
-	"capsule.v1\x1a\x18capsule/v1/options.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8b\x04\n" +
+	"capsule.v1\x1a\x18capsule/v1/options.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbb\x04\n" +
 	"\fWorkloadSpec\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\x12\x18\n" +
 	"\acommand\x18\x02 \x03(\tR\acommand\x12\x12\n" +
@@ -781,7 +790,8 @@ const file_capsule_v1_workload_proto_rawDesc = "" +
 	"\vstop_signal\x18\f \x01(\tR\n" +
 	"stopSignal\x128\n" +
 	"\n" +
-	"stop_grace\x18\r \x01(\v2\x19.google.protobuf.DurationR\tstopGrace\x1a6\n" +
+	"stop_grace\x18\r \x01(\v2\x19.google.protobuf.DurationR\tstopGrace\x12.\n" +
+	"\x13required_for_update\x18\x0e \x01(\bR\x11requiredForUpdate\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"m\n" +
