@@ -50,6 +50,7 @@ user: "1000:1000"
 workingDir: /srv
 stopSignal: SIGRTMIN+3
 stopGrace: 1m30s
+requiredForUpdate: true
 `
 
 func wholeObject() *capsulev1.Object {
@@ -77,6 +78,8 @@ func wholeObject() *capsulev1.Object {
 			WorkingDir: "/srv",
 			StopSignal: "SIGRTMIN+3",
 			StopGrace:  &durationpb.Duration{Seconds: 90},
+
+			RequiredForUpdate: true,
 		}}},
 	}
 }
@@ -203,6 +206,11 @@ func TestRefused(t *testing.T) {
 		{"stopGrace: 10", `4:12: stopGrace: want a time with its unit such as "10s" or "1m30s", found "10"`},
 		{"stopGrace: 1d", `4:12: stopGrace: want a time in h, m, s or ms, found "1d"; a day is written "24h"`},
 		{"stopGrace: 6m", `4:12: stopGrace must be within 0s and 5m`},
+		{"requiredForUpdate: yes", `4:20: requiredForUpdate: want true or false, found "yes"`},
+		{"requiredForUpdate: 'true'", `4:20: requiredForUpdate: want true or false, found "true"`},
+		{"restart: never\nrequiredForUpdate: true", `5:20: requiredForUpdate: with restart "never" it does not start again with the capsule`},
+		{"requiredForUpdates: true", `4:1: unknown field "requiredForUpdates"; did you mean "requiredForUpdate"?`},
+		{"required: true", `4:1: unknown field "required"; it is called "requiredForUpdate" here`},
 		{"workingDir: srv", `4:13: workingDir: path "srv" must be absolute`},
 		{"user: 'a:'", `4:7: user "a:": want "user", "uid", "user:group" or "uid:gid"`},
 		// YAML beyond values.
@@ -365,6 +373,7 @@ func TestDiff(t *testing.T) {
 	changed.GetWorkload().Spec.Image = "registry.lan:5000/web:2"
 	changed.GetWorkload().Spec.Env["A"] = "no"
 	changed.GetWorkload().Spec.Resources.Pids = 0
+	changed.GetWorkload().Spec.RequiredForUpdate = false
 	want := `-image: registry.lan:5000/web:1
 +image: registry.lan:5000/web:2
  env:
@@ -372,6 +381,7 @@ func TestDiff(t *testing.T) {
 +  A: "no"
  resources:
 -  pids: 100
+-requiredForUpdate: true
 `
 	if diff := cmp.Diff(want, Diff(old, changed)); diff != "" {
 		t.Error(diff)

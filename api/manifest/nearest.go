@@ -10,7 +10,7 @@ var foreignNames = map[string]string{
 	"stop_signal": "stopSignal", "stop_grace_period": "stopGrace", "limits": "resources",
 	"terminationgraceperiodseconds": "stopGrace", "published": "hostPort", "target": "path",
 	"containerport": "port", "hostip": "address", "ro": "readOnly", "mountpath": "path",
-	"mem_limit": "memory", "pids_limit": "pids", "mem": "memory",
+	"required": "requiredForUpdate", "updaterequired": "requiredForUpdate", "mem_limit": "memory", "pids_limit": "pids", "mem": "memory",
 	"source": "volume", "src": "volume", "claimname": "volume", "destination": "path", "dst": "path",
 	"capacity": "size", "storage": "size", "schedule": "snapshots", "interval": "every", "retain": "keep", "retention": "keep",
 }

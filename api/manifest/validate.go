@@ -46,10 +46,12 @@ const (
 	fieldsMaxDepth = 8
 )
 
+const restartNever = "never"
+
 var (
 	kinds    = []string{KindContainer, KindMicroVM, KindVolume}
 	networks = []string{"bridge", "host", "none"}
-	restarts = []string{"always", "on-failure", "never"}
+	restarts = []string{"always", "on-failure", restartNever}
 	// taken names: "localhost" is everybody's own, "system" and "capsule" are ours.
 	taken = []string{"localhost", "system", "capsule"}
 )
@@ -184,6 +186,8 @@ func (c *check) spec(s *capsulev1.WorkloadSpec) {
 	}
 	if r := s.GetRestart(); r != "" && !slices.Contains(restarts, r) {
 		c.add("restart", "unknown restart policy %q; %s", clip(r), suggest(r, restarts))
+	} else if r == restartNever && s.GetRequiredForUpdate() {
+		c.add("requiredForUpdate", "requiredForUpdate: with restart \"never\" it does not start again with the capsule, and every update would be rolled back; want restart always or on-failure")
 	}
 	c.ports(s)
 	c.mounts(s.GetMounts())
