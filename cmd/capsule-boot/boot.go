@@ -224,6 +224,8 @@ func describe(d *disk.Disk, esp, name string) disk.Boot {
 	if p, ok := d.Table.ByID(esp); ok {
 		b.ESP, _ = d.Device(p)
 	}
+	b.SlotA, _ = d.DeviceByName(disk.SlotA)
+	b.SlotB, _ = d.DeviceByName(disk.SlotB)
 	b.PERM, _ = d.DeviceByName(disk.PERM) // absent: the system starts in recovery mode
 	return b
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
@@ -18,6 +19,8 @@ type Boot struct {
 	Slot    string `json:"slot"`         // slot_a or slot_b
 	Disk    string `json:"disk"`         // "vda"
 	ESP     string `json:"esp"`          // "/dev/vda1"
+	SlotA   string `json:"slot_a"`       // "/dev/vda2"
+	SlotB   string `json:"slot_b"`       // "/dev/vda3"
 	PERM    string `json:"perm"`         // "/dev/vda4"
 	ESPUUID string `json:"esp_partuuid"` // unique GUID of the ESP
 }
@@ -48,14 +51,37 @@ func (b Boot) Write(root string) error {
 	return os.WriteFile(file, append(text, '\n'), 0o644)
 }
 
-// Access is how the ESP is mounted.
-type Access bool
+// Device is the device of slot_a or slot_b.
+func (b Boot) Device(slot string) (string, error) {
+	device := map[string]string{SlotA: b.SlotA, SlotB: b.SlotB}[slot]
+	if device == "" {
+		return "", fmt.Errorf("slot %q has no device: %w", slot, errdefs.ErrNotFound)
+	}
+	return device, nil
+}
 
-// ReadOnly for looking, Writable only for blessing an entry and removing a seed.
+// Access is how the ESP is mounted.
+type Access int
+
+// ReadOnly for looking. Writable for few and small writes, whose order on the disk
+// is the order in which they are made. Buffered for a large file that nothing names
+// yet: Writable would wait for the disk with each of its clusters.
 const (
-	ReadOnly Access = false
-	Writable Access = true
+	ReadOnly Access = iota
+	Writable
+	Buffered
 )
+
+func (a Access) flags() uintptr {
+	flags := uintptr(unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC)
+	switch a {
+	case ReadOnly:
+		flags |= unix.MS_RDONLY
+	case Writable:
+		flags |= unix.MS_SYNCHRONOUS
+	}
+	return flags
+}
 
 // WithESP mounts the ESP that we booted from in a private place, calls fn with
 // the folder, and unmounts it again: a FAT is never left mounted, least of all
@@ -74,15 +100,11 @@ func (b Boot) WithESP(access Access, fn func(root string) error) error {
 		return err
 	}
 	defer func() { _ = os.Remove(dir) }()
-	flags := uintptr(unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC | unix.MS_SYNCHRONOUS)
-	if access == ReadOnly {
-		flags |= unix.MS_RDONLY
-	}
-	if err := unix.Mount(b.ESP, dir, "vfat", flags, "umask=0077"); err != nil {
+	if err := unix.Mount(b.ESP, dir, "vfat", access.flags(), "umask=0077"); err != nil {
 		return fmt.Errorf("mount ESP %q: %w", b.ESP, err)
 	}
 	err = fn(dir)
-	if access == Writable {
+	if access != ReadOnly {
 		err = errors.Join(err, syncTree(dir))
 	}
 	return errors.Join(err, unix.Unmount(dir, 0))

@@ -31,32 +31,38 @@ type Verity struct {
 // ReadVerity reads the hash tree's superblock at offset and checks that the tree
 // there is the one with this root hash. A slot with other content is NotFound.
 func ReadVerity(r io.ReaderAt, offset int64, root string) (*Verity, error) {
-	want, err := hex.DecodeString(root)
-	if err != nil || len(want) != sha256.Size {
-		return nil, fmt.Errorf("verity root hash %q: %w", root, errdefs.ErrInvalidArgument)
-	}
 	if offset <= 0 || offset%blockSize != 0 {
 		return nil, fmt.Errorf("verity offset %d: %w", offset, errdefs.ErrInvalidArgument)
 	}
-	super := make([]byte, superLen)
-	if _, err := r.ReadAt(super, offset); err != nil {
+	head := make([]byte, 2*blockSize)
+	if n, err := r.ReadAt(head, offset); n < len(head) {
 		return nil, fmt.Errorf("read verity superblock: %w", err)
 	}
-	v, err := parseSuper(super)
+	v, err := parseHead(head, root)
 	if err != nil {
 		return nil, err
 	}
 	if v.Blocks > uint64(offset/blockSize) {
 		return nil, fmt.Errorf("verity data runs into its own tree: %w", errdefs.ErrDataLoss)
 	}
-	v.TreeBlock, v.Root = uint64(offset/blockSize)+1, want
-	top := make([]byte, blockSize)
-	if _, err := r.ReadAt(top, int64(v.TreeBlock)*blockSize); err != nil {
-		return nil, fmt.Errorf("read verity tree: %w", err)
+	v.TreeBlock = uint64(offset/blockSize) + 1
+	return v, nil
+}
+
+// parseHead checks the superblock and the tree's top, the block behind it.
+func parseHead(head []byte, rootHash string) (*Verity, error) {
+	want, err := hex.DecodeString(rootHash)
+	if err != nil || len(want) != sha256.Size {
+		return nil, fmt.Errorf("verity root hash %q: %w", rootHash, errdefs.ErrInvalidArgument)
 	}
-	if got := sha256.Sum256(append(append([]byte{}, v.Salt...), top...)); string(got[:]) != string(want) {
-		return nil, fmt.Errorf("content with root hash %s: %w", root, errdefs.ErrNotFound)
+	v, err := parseSuper(head[:superLen])
+	if err != nil {
+		return nil, err
 	}
+	if got := saltedHash(v.Salt, head[blockSize:2*blockSize]); string(got[:]) != string(want) {
+		return nil, fmt.Errorf("content with root hash %s: %w", rootHash, errdefs.ErrNotFound)
+	}
+	v.Root = want
 	return v, nil
 }
 
