@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -23,6 +24,8 @@ type gate struct {
 	log   *slog.Logger
 	mode  func() (capsulev1.Mode, string)
 	roles map[string]capsulev1.Role // by full method name; set before serving
+	// version is in the header of each answer, also of a refusal.
+	version metadata.MD
 }
 
 // recoverable methods change the machine and yet work in recovery mode.
@@ -67,6 +70,9 @@ type answered struct{}
 func (g *gate) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
 	ctx, cancel := context.WithTimeout(context.WithValue(ctx, answered{}, ctx), callLimit)
 	defer cancel()
+	if err := grpc.SetHeader(ctx, g.version); err != nil {
+		return nil, err
+	}
 	err = g.pass(ctx, info.FullMethod, func() error {
 		resp, err = handler(ctx, req)
 		return err
@@ -75,6 +81,9 @@ func (g *gate) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, h
 }
 
 func (g *gate) stream(srv any, s grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	if err := s.SetHeader(g.version); err != nil {
+		return err
+	}
 	return g.pass(s.Context(), info.FullMethod, func() error { return handler(srv, s) })
 }
 

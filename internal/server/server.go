@@ -15,12 +15,14 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/reflection"
 
 	capsulev1 "capsule/api/capsule/v1"
 	"capsule/internal/image"
 	"capsule/internal/logs"
 	"capsule/internal/store"
+	"capsule/internal/version"
 )
 
 // Limits of what clients can take up.
@@ -38,7 +40,7 @@ const (
 )
 
 // Options of a server. In recovery mode Store may be a copy or nil, and Images,
-// Runtime and Volumes nil.
+// Runtime, Volumes and Updates nil.
 type Options struct {
 	TLS        *tls.Config
 	Store      *store.Store
@@ -46,9 +48,12 @@ type Options struct {
 	Registries *image.RegistryBook
 	Runtime    Runtime
 	Volumes    Volumes
+	Updates    Updates
 	// Kinds of workloads that have a driver here.
 	Kinds   []string
 	Machine Machine
+	// Version that every answer names; default that of this program.
+	Version string
 	// LogDir is the folder of a workload's log; default logs.Dir.
 	LogDir func(name string) string
 	Log    *slog.Logger
@@ -63,10 +68,13 @@ func New(o Options) (*grpc.Server, error) {
 	if o.LogDir == nil {
 		o.LogDir = logs.Dir
 	}
+	if o.Version == "" {
+		o.Version = version.Version
+	}
 	if o.TLS == nil || o.Machine == nil {
 		return nil, errors.New("server needs TLS and the machine")
 	}
-	g := &gate{log: o.Log, mode: o.Machine.Mode}
+	g := &gate{log: o.Log, mode: o.Machine.Mode, version: metadata.Pairs(version.Header, o.Version)}
 	s := grpc.NewServer(
 		grpc.Creds(&loggedTLS{TransportCredentials: credentials.NewTLS(o.TLS), log: o.Log}),
 		grpc.ChainUnaryInterceptor(g.unary),
@@ -84,6 +92,7 @@ func New(o Options) (*grpc.Server, error) {
 	capsulev1.RegisterWorkloadServiceServer(s, &workloads{Options: o})
 	capsulev1.RegisterVolumeServiceServer(s, newVolumes(o))
 	capsulev1.RegisterImageServiceServer(s, &images{Options: o})
+	capsulev1.RegisterUpdateServiceServer(s, newUpdates(o))
 	capsulev1.RegisterCapsuleServiceServer(s, &capsule{Options: o})
 	reflection.Register(s)
 	roles, err := methodRoles(s.GetServiceInfo())

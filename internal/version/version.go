@@ -12,6 +12,10 @@ var (
 	BuildUnix = "0"
 )
 
+// Header of every answer of a capsule holds its version, by which a client tells
+// whether its own fits.
+const Header = "capsule-version"
+
 // BuildTime is the time of the built commit. A capsule's clock is never before it.
 func BuildTime() time.Time {
 	s, err := strconv.ParseInt(BuildUnix, 10, 64)
