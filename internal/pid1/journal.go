@@ -9,18 +9,21 @@ import (
 	"capsule/internal/console"
 )
 
-const earlyMax = 256 // lines kept until there's a file for them
+const waitingMax = 256 // lines kept until there's a file for them, or its disk has time
 
 // A journal takes what PID 1 says: to the kernel's ring always, to a file as soon
-// as there's a place for it, and to the consoles.
+// as there's a place for it, and to the consoles. Whoever says something never waits
+// for the file's disk: the watchdog would take that for a hang.
 type journal struct {
 	mu    sync.Mutex
 	kmsg  *os.File
-	file  *logFile
-	early []string
+	lines chan string   // for the file; nil once closed
+	done  chan struct{} // closed when all lines are written
 	dir   string
 	quiet bool // the screen shows the state: only what is important may disturb it
 }
+
+func newJournal() *journal { return &journal{lines: make(chan string, waitingMax)} }
 
 // open starts writing to the kernel's ring.
 func (j *journal) open() {
@@ -33,12 +36,15 @@ func (j *journal) open() {
 func (j *journal) keep(dir string) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.dir = dir
-	j.file = newLogFile(filepath.Join(dir, "pid1.log"))
-	for _, line := range j.early {
-		_, _ = j.file.Write([]byte(line))
-	}
-	j.early = nil
+	j.dir, j.done = dir, make(chan struct{})
+	go func(lines <-chan string, done chan<- struct{}) {
+		defer close(done)
+		file := newLogFile(filepath.Join(dir, "pid1.log"))
+		defer file.Close()
+		for line := range lines {
+			_, _ = file.Write([]byte(line))
+		}
+	}(j.lines, j.done)
 }
 
 // say is for the course of things, important for what an operator must see.
@@ -58,10 +64,9 @@ func (j *journal) write(level int, format string, args ...any) {
 	}
 	console.Line(where, fmt.Sprintf("capsule %9.3fs %s", uptime().Seconds(), text))
 	line := fmt.Sprintf("%12.3f %d %s\n", uptime().Seconds(), level, text)
-	if j.file != nil {
-		_, _ = j.file.Write([]byte(line))
-	} else if len(j.early) < earlyMax {
-		j.early = append(j.early, line)
+	select {
+	case j.lines <- line:
+	default: // the disk hangs, or all is over
 	}
 }
 
@@ -72,12 +77,16 @@ func (j *journal) hush(quiet bool) {
 	j.quiet = quiet
 }
 
-// close lets go of the file system that the file is on.
+// close lets go of the file system that the file is on. It waits for the disk.
 func (j *journal) close() {
 	j.mu.Lock()
-	defer j.mu.Unlock()
-	if j.file != nil {
-		j.file.Close()
+	lines, done := j.lines, j.done
+	j.lines = nil
+	j.mu.Unlock()
+	if lines != nil {
+		close(lines)
 	}
-	j.file = nil
+	if done != nil {
+		<-done
+	}
 }

@@ -3,6 +3,19 @@
 // machine off. It knows no workload and keeps no state of its own; whatever can
 // go wrong with the data ends in recovery mode, in which serve tells the operator
 // why and nothing is written.
+//
+// A tentative system, one whose boot entry is still counted while the other slot
+// waits, is given up here: serve decides, but may be what is broken (trial).
+//
+// What hangs resets the machine within a minute, since the watchdog is fed for
+// these proofs only (attend, live):
+//
+//	the boot      a step begins; programs or the disk have worked since
+//	afterwards    the main loop has turned, which waits for no disk
+//	the end       a part begins; serve has said something; programs or the disk
+//	              have worked since
+//
+// A hung serve is no reason for a reset: it's ended and started again (trial).
 package pid1
 
 import (
@@ -25,10 +38,8 @@ import (
 )
 
 const (
-	bootMax  = 30 * time.Minute // a full check of /perm is the longest step
-	tickEach = 10 * time.Second // the main loop proves to the watchdog that it turns
-	sysfs    = "/sys"
-	permDir  = "/perm"
+	sysfs   = "/sys"
+	permDir = "/perm"
 )
 
 // A machine is what PID 1 knows about this boot.
@@ -43,7 +54,9 @@ type machine struct {
 
 	containerd *service
 	serve      *service
-	ready      bool        // serve said so
+	runs       chan run      // of serve
+	found      chan standing // once
+	trial      trial
 	blessed    atomic.Bool // or being done
 }
 
@@ -53,18 +66,18 @@ func Run() {
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGUSR2)
 
-	m := &machine{log: &journal{}}
+	m := &machine{log: newJournal(), dog: watchdog.New("/dev"), runs: make(chan run, 4), found: make(chan standing)}
 	m.step("mounts", mountAll)
 	m.log.open()
 	m.log.say("capsule %s starts", version.Version)
 	m.step("clock", func() error { _, err := clock.SetFloor(""); return err })
-	m.dog = watchdog.Start("/dev", bootMax)
 	m.step("watchdog", m.armSoftdog)
 	m.step("control groups", makeGroups)
 	m.step("kernel settings", tuneKernel)
 	m.boot, _ = disk.ReadBoot() // without it there's no PERM, which is a reason for recovery mode
 	m.step("modules", func() error { return m.modules.Load(first...) })
 	go m.drivers(ctx, signals)
+	go m.lookStanding(ctx)
 
 	notices, err := listenNotices(ctx, noticeSocket)
 	if err != nil {
@@ -72,6 +85,7 @@ func Run() {
 	}
 	created := false
 	m.step("perm", func() (err error) { created, err = m.openPerm(ctx); return err })
+	m.trial.recovery = m.reason
 	if m.reason == "" {
 		m.log.keep(permDir + "/logs/system")
 		m.step("saved clock", func() error { _, err := clock.SetFloor(clock.SavedFile); return err })
@@ -84,16 +98,16 @@ func Run() {
 	go m.finishStorage(ctx, created)
 
 	order := m.live(signals, notices)
-	cancel()
 	m.log.hush(false)
-	m.shutdown(order, signals)
+	m.shutdown(order, signals, notices, cancel)
 }
 
 // step runs one part of the start. A failure is said and the start goes on: a
-// machine that can be reached is worth more than a clean list.
+// machine that can be reached is worth more than a clean list. A full check of
+// /perm may take its hour; a step that hangs resets the machine.
 func (m *machine) step(name string, fn func() error) {
 	begin := time.Now()
-	if err := fn(); err != nil {
+	if err := m.attend(task{name: name, do: fn, proof: m.work}); err != nil {
 		m.log.important("%s: %v", name, err)
 		return
 	}
@@ -153,20 +167,31 @@ func (m *machine) drivers(ctx context.Context, pressed chan<- os.Signal) {
 	}
 }
 
-// live is the machine's normal state; it ends with the wish to shut down.
+// live is the machine's normal state; it ends with the wish to shut down. It never
+// waits for a disk, and so can prove to the watchdog that the machine lives.
 func (m *machine) live(signals <-chan os.Signal, notices <-chan string) shutdownKind {
-	tick := time.NewTicker(tickEach)
+	tick := time.NewTicker(watchdog.Every)
 	defer tick.Stop()
 	for {
-		m.dog.Alive(watchdog.Timeout)
+		m.dog.Feed()
+		if m.judge() {
+			return restart
+		}
 		m.bless()
 		select {
 		case s := <-signals:
 			return kindOf(s)
 		case text := <-notices:
-			if text == "READY=1" && !m.ready {
-				m.ready = true
-				m.log.say("containerd answers and the network is made")
+			m.hear(text)
+		case r := <-m.runs:
+			if r.ended {
+				m.trial.serveEnded(uptime(), r.how)
+			} else {
+				m.trial.serveStarts(uptime())
+			}
+		case found := <-m.found:
+			if m.trial.standing == unknown { // a confirmation may have come first
+				m.trial.standing = found
 			}
 		case <-tick.C:
 			m.dog.Open()
@@ -174,11 +199,27 @@ func (m *machine) live(signals <-chan os.Signal, notices <-chan string) shutdown
 	}
 }
 
+// hear takes what serve says.
+func (m *machine) hear(text string) {
+	before := m.trial
+	m.trial.hear(uptime(), text)
+	switch {
+	case m.trial.ready && !before.ready:
+		m.log.say("containerd answers and the network is made")
+	case m.trial.standing != before.standing:
+		m.blessed.Store(true)
+		m.log.important("this version is confirmed")
+	case m.trial.window != before.window:
+		m.log.say("this version is rolled back unless it's confirmed within %v", m.trial.window)
+	}
+}
+
 // bless marks the boot entry as good once the whole system works; it's tried
-// again with each turn of the main loop. In recovery mode the entry stays counted,
-// so that a version that can't read /perm gives way to the other.
+// again with each turn of the main loop. A tentative one is blessed by its
+// confirmation alone. In recovery mode the entry stays counted, so that a version
+// that can't read /perm gives way to the other.
 func (m *machine) bless() {
-	if !m.ready || m.reason != "" || !m.blessed.CompareAndSwap(false, true) {
+	if !m.trial.ready || m.reason != "" || m.trial.standing != settled || !m.blessed.CompareAndSwap(false, true) {
 		return
 	}
 	go func() { // a FAT on a dying disk must not hold up the main loop

@@ -149,9 +149,6 @@ func TestAttemptIsBounded(t *testing.T) {
 			}
 		}
 		close(hang)
-		if lastMax >= dogAfter {
-			t.Error("the watchdog comes first")
-		}
 	})
 }
 

@@ -20,6 +20,7 @@ const (
 	restartMin = 50 * time.Millisecond
 	restartMax = 800 * time.Millisecond // a crash is never longer than a second without a successor
 	goodRun    = 10 * time.Second       // after this long the next crash counts as the first
+	abortMax   = 5 * time.Second        // to write its stacks down
 	outputLine = 64 << 10
 )
 
@@ -33,6 +34,8 @@ type service struct {
 	// clear ends what a crash left in the service's group, such as a program that
 	// it ran.
 	clear bool
+	// runs gets a run before each start, and one at its end; nil when nobody asks.
+	runs chan<- run
 
 	log  *journal
 	kids *family
@@ -43,6 +46,12 @@ type service struct {
 	process *os.Process
 	done    chan struct{}
 	stop    context.CancelFunc
+}
+
+// A run of a service begins, or has ended.
+type run struct {
+	ended bool
+	how   string
 }
 
 // run starts the service and keeps it running until halt.
@@ -66,10 +75,12 @@ func (s *service) loop(ctx context.Context) {
 	delay := restartMin
 	for ctx.Err() == nil {
 		begin := time.Now()
+		s.tell(ctx, run{})
 		err := s.once(ctx)
 		if ctx.Err() != nil {
 			return
 		}
+		s.tell(ctx, run{ended: true, how: err.Error()})
 		if time.Since(begin) > goodRun {
 			delay = restartMin
 		}
@@ -82,6 +93,16 @@ func (s *service) loop(ctx context.Context) {
 		case <-time.After(delay):
 		}
 		delay = min(2*delay, restartMax)
+	}
+}
+
+func (s *service) tell(ctx context.Context, r run) {
+	if s.runs == nil {
+		return
+	}
+	select {
+	case s.runs <- r:
+	case <-ctx.Done():
 	}
 }
 
@@ -136,6 +157,25 @@ func (s *service) halt(grace time.Duration) {
 	s.log.important("%s did not end within %v: killed", s.name, grace)
 	s.signal(unix.SIGKILL)
 	<-s.done
+}
+
+// abort ends a run that hangs. What each part of it was waiting for is in its log
+// then: that's what a Go program does with this signal.
+func (s *service) abort() {
+	s.mu.Lock()
+	p := s.process
+	s.mu.Unlock()
+	if p == nil {
+		return
+	}
+	_ = p.Signal(unix.SIGQUIT)
+	time.AfterFunc(abortMax, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.process == p {
+			_ = p.Signal(unix.SIGKILL)
+		}
+	})
 }
 
 func (s *service) signal(sig syscall.Signal) {

@@ -68,12 +68,17 @@ func (m *machine) startServices(ctx context.Context) {
 		group: groupServe,
 		score: serviceScore,
 		clear: true,
+		runs:  m.runs,
 	}
 	m.step("serve", func() error { return m.start(ctx, m.serve) })
 }
 
 func (m *machine) serveEnv() []string {
-	env := []string{"NOTIFY_SOCKET=" + noticeSocket}
+	env := []string{
+		"NOTIFY_SOCKET=" + noticeSocket,
+		// From when on a tentative system's time counts, since the kernel's start.
+		"CAPSULE_BEGUN=" + uptime().String(),
+	}
 	if m.reason == "" {
 		return append(env, "CAPSULE_MODE=normal", "TMPDIR="+permDir+"/tmp")
 	}

@@ -3,9 +3,11 @@ package pid1
 import (
 	"bufio"
 	"context"
+	"errors"
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -23,51 +25,87 @@ const (
 
 const (
 	shutdownMax   = 90 * time.Second // after that the machine goes down anyway
-	lastMax       = 5 * time.Second  // to say so and sync, within dogAfter
-	dogAfter      = 10 * time.Second // and if even that hangs, by watchdog
+	stallMax      = 30 * time.Second // of a part of the end that shows no progress: it's left
+	lastMax       = 5 * time.Second  // to say so and sync; with stallMax still within the watchdog's time
 	serveGrace    = 60 * time.Second // serve stops the workloads in it
 	containerdMax = 10 * time.Second
 	groupMax      = 5 * time.Second
+	clockMax      = 10 * time.Second
 	closeMax      = 10 * time.Second
 )
 
 // shutdown takes the machine down in order. It's bounded: what hangs is left. An
-// operator who changes the mind meanwhile gets what was asked for last.
-func (m *machine) shutdown(kind shutdownKind, signals <-chan os.Signal) {
-	m.dog.Alive(shutdownMax + dogAfter)
-	last := time.AfterFunc(shutdownMax, func() {
-		// A disk that hangs keeps both for ever, and the machine is to be off, not
-		// restarted by its watchdog.
-		attempt(lastMax, func() {
-			m.log.important("no clean end within %v", shutdownMax)
-			unix.Sync()
-		})
-		down(latest(kind, signals))
-	})
-	defer last.Stop()
+// operator who changes the mind meanwhile gets what was asked for last. asleep ends
+// what PID 1 does beside it, once serve has ended.
+func (m *machine) shutdown(kind shutdownKind, signals <-chan os.Signal, notices <-chan string, asleep func()) {
 	begin := time.Now()
 	m.log.say("%s", kind)
-
-	m.serve.halt(serveGrace)
-	m.log.say("workloads and serve ended after %v", time.Since(begin).Round(time.Millisecond))
-	m.containerd.halt(containerdMax)
-	for _, g := range []string{groupServe, groupApps, groupShims, groupContainerd} {
-		if err := killGroup(g, groupMax); err != nil {
-			m.log.important("%v", err)
+	clean := true
+	for _, t := range m.end(notices, asleep) {
+		left := shutdownMax - time.Since(begin)
+		if t.limit == 0 || t.limit > left {
+			t.limit = max(left, time.Second)
 		}
-	}
-	m.log.say("all programs ended after %v", time.Since(begin).Round(time.Millisecond))
-	m.kids.freeze()
-	if m.reason == "" {
-		if err := clock.Save(clock.SavedFile); err != nil {
-			m.log.important("%v", err)
+		if err := m.attend(t); err != nil {
+			m.log.important("%s: %v", t.name, err)
+			clean = false
 		}
+		m.log.say("%s: after %v", t.name, time.Since(begin).Round(time.Millisecond))
 	}
-	m.closeStorage()
+	if !clean {
+		// A disk that hangs keeps this for ever, and the machine is to be off, not
+		// restarted by its watchdog.
+		attempt(lastMax, unix.Sync)
+	}
 	kind = latest(kind, signals)
 	m.log.say("%s after %v", kind, time.Since(begin).Round(time.Millisecond))
-	unix.Sync()
 	down(kind)
+}
+
+// end lists what comes before the machine is off. Serve proves by its notices that
+// it gets on, the storage by what the disk does; the rest is short.
+func (m *machine) end(notices <-chan string, asleep func()) []task {
+	var heard atomic.Uint64
+	go func() {
+		for range notices {
+			heard.Add(1)
+		}
+	}()
+	return []task{
+		{name: "stop workloads and serve", proof: heard.Load, stall: stallMax, do: func() error {
+			m.serve.halt(serveGrace)
+			return nil
+		}},
+		{name: "stop containerd", limit: containerdMax + groupMax, do: func() error {
+			asleep()
+			m.containerd.halt(containerdMax)
+			return nil
+		}},
+		{name: "end all programs", limit: 5 * groupMax, do: endPrograms},
+		{name: "save the clock", limit: clockMax, do: m.saveClock},
+		{name: "close the storage", proof: m.work, stall: stallMax, do: func() error {
+			m.closeStorage()
+			unix.Sync()
+			return nil
+		}},
+	}
+}
+
+func endPrograms() error {
+	var errs []error
+	for _, g := range []string{groupServe, groupApps, groupShims, groupContainerd} {
+		errs = append(errs, killGroup(g, groupMax))
+	}
+	return errors.Join(errs...)
+}
+
+// saveClock, and from here on programs are started without the family.
+func (m *machine) saveClock() error {
+	m.kids.freeze()
+	if m.reason != "" {
+		return nil
+	}
+	return clock.Save(clock.SavedFile)
 }
 
 // attempt waits for fn, but not longer than limit.

@@ -1,6 +1,11 @@
-// Package watchdog feeds every watchdog that the machine has. Once opened they
-// are never disarmed: the magic close is never written, so a process that dies or
+// Package watchdog arms every watchdog that the machine has. Once opened they are
+// never disarmed: the magic close is never written, so a process that dies or
 // hangs restarts the machine, also in the middle of a shutdown.
+//
+// Nothing feeds by itself, on a timer of its own: that would only prove that the
+// timer runs. Who owns a Watchdog feeds it at each turn of its loop, and for each
+// proof that what it waits for gets on. So whatever hangs, the machine is reset
+// within Timeout of the last sign of life.
 package watchdog
 
 import (
@@ -15,30 +20,27 @@ import (
 )
 
 const (
-	// Timeout is after how long without food the machine restarts.
-	Timeout = 60 * time.Second
-	// feedEvery leaves room for a few late turns.
-	feedEvery = 5 * time.Second
+	// Timeout is after how long without food the machine restarts: the promise is
+	// a minute from the hang on, of which Every may have passed already.
+	Timeout = 50 * time.Second
+	// Every is how often to feed. It leaves room for many late turns, and is shorter
+	// than the time of a device that can't do Timeout.
+	Every = 5 * time.Second
 )
 
-// A Watchdog feeds its devices for as long as its owner says that it's alive.
+// A Watchdog is all the machine's devices.
 type Watchdog struct {
 	dir string
 
 	mu    sync.Mutex
 	files map[string]*os.File
-	until time.Time
 }
 
-// Start begins feeding the devices that Open finds. dir is /dev.
-func Start(dir string, alive time.Duration) *Watchdog {
-	w := &Watchdog{dir: dir, files: map[string]*os.File{}, until: time.Now().Add(alive)}
-	go w.run()
-	return w
-}
+// New finds its devices in dir, which is /dev, once it's told to Open.
+func New(dir string) *Watchdog { return &Watchdog{dir: dir, files: map[string]*os.File{}} }
 
 // Open arms the devices that have appeared since the last call and names all that
-// are armed.
+// are armed, with the time that each of them waits.
 func (w *Watchdog) Open() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -51,7 +53,7 @@ func (w *Watchdog) Open() []string {
 		if err != nil { // busy, or gone again
 			continue
 		}
-		// A device that can't do this time keeps its own, which is never shorter than feedEvery in practice.
+		// A device that can't do this time keeps its own.
 		_ = unix.IoctlSetPointerInt(int(f.Fd()), unix.WDIOC_SETTIMEOUT, int(Timeout/time.Second))
 		w.files[name] = f
 	}
@@ -60,8 +62,12 @@ func (w *Watchdog) Open() []string {
 
 func (w *Watchdog) names() []string {
 	var out []string
-	for name := range w.files {
-		out = append(out, name+" ("+identity(name)+")")
+	for name, f := range w.files {
+		text := name + " (" + identity(name)
+		if s, err := unix.IoctlGetInt(int(f.Fd()), unix.WDIOC_GETTIMEOUT); err == nil {
+			text += fmt.Sprintf(", %d s", s)
+		}
+		out = append(out, text+")")
 	}
 	slices.Sort(out)
 	return out
@@ -75,26 +81,10 @@ func identity(device string) string {
 	return string(b[:max(len(b)-1, 0)])
 }
 
-// Alive says that the owner will speak again within d. After that the devices
-// get no more food.
-func (w *Watchdog) Alive(d time.Duration) {
+// Feed puts the reset off by Timeout.
+func (w *Watchdog) Feed() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.until = time.Now().Add(d)
-}
-
-func (w *Watchdog) run() {
-	for range time.Tick(feedEvery) {
-		w.feed(time.Now())
-	}
-}
-
-func (w *Watchdog) feed(now time.Time) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if now.After(w.until) {
-		return
-	}
 	for name, f := range w.files {
 		if _, err := f.Write([]byte{0}); err != nil {
 			fmt.Fprintf(os.Stderr, "feed %s: %v\n", name, err)

@@ -1,0 +1,138 @@
+package pid1
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"capsule/internal/await"
+	"capsule/internal/disk"
+	"capsule/internal/durable"
+	"capsule/internal/slot"
+	"capsule/internal/version"
+)
+
+const (
+	// rollbackFile tells the version that comes after a rollback why there was one.
+	rollbackFile = permDir + "/update/rollback.json"
+
+	lookEach    = 10 * time.Second // while the boot partition can't be read
+	lookMax     = 20 * time.Second
+	condemnMax  = 20 * time.Second
+	reasonMax   = 10 * time.Second
+	reasonBytes = 1024 // of one reason: serve's may be anything
+)
+
+// lookStanding finds out whether the running system is tentative, as often as it
+// takes. Until then nothing is blessed and nothing given up.
+func (m *machine) lookStanding(ctx context.Context) {
+	for said := false; ; said = true {
+		is, err := slot.Tentative(m.boot)
+		if err == nil {
+			found := settled
+			if is {
+				found = tentative
+				m.log.important("this version is tentative: it's rolled back unless it's confirmed")
+			}
+			select {
+			case m.found <- found:
+			case <-ctx.Done():
+			}
+			return
+		}
+		if !said {
+			m.log.important("look whether this version is tentative: %v", err)
+		}
+		if await.Pause(ctx, lookEach) != nil {
+			return
+		}
+	}
+}
+
+// judge acts on the trial; true when the machine has to restart.
+func (m *machine) judge() bool {
+	now := uptime()
+	if m.trial.hung(now) {
+		m.log.important("the API has not answered for %v: starting it again", silenceMax)
+		m.serve.abort()
+	}
+	why := m.trial.givenUp(now)
+	if why == "" {
+		return false
+	}
+	if m.confirmedMeanwhile() {
+		m.trial.standing = settled
+		m.log.important("this version stays, for it is confirmed, although %s", why)
+		return false
+	}
+	m.log.important("rolling back: %s", why)
+	m.giveUp(why)
+	return true
+}
+
+// confirmedMeanwhile asks the boot entry itself: a serve that confirmed, or gave the
+// system up, may have died before it could say so.
+func (m *machine) confirmedMeanwhile() bool {
+	still := false
+	err := m.attend(task{limit: lookMax, do: func() error {
+		is, err := slot.Tentative(m.boot)
+		if err != nil || is {
+			still = is
+			return err
+		}
+		return slot.Bless(m.boot) // nothing to do, or the entry is gone
+	}})
+	if err != nil {
+		m.log.important("look whether this version is confirmed: %v", err)
+	}
+	return err == nil && !still
+}
+
+// giveUp leaves the other slot alone to be started. Without the boot partition the
+// loader's own count has the last word: each restart takes one try.
+func (m *machine) giveUp(why string) {
+	for _, t := range []task{
+		{name: "note why", limit: reasonMax, do: func() error { return m.noteReason(rollbackFile, why) }},
+		{name: "give up the boot entry", limit: condemnMax, do: func() error {
+			return m.boot.WithESP(disk.Writable, func(esp string) error { return slot.Condemn(esp, m.boot.Slot) })
+		}},
+	} {
+		if err := m.attend(t); err != nil {
+			m.log.important("%s: %v", t.name, err)
+		}
+	}
+}
+
+// A rollback is the content of rollbackFile.
+type rollback struct {
+	Slot    string    `json:"slot"`
+	Version string    `json:"version"`
+	Reason  string    `json:"reason"`
+	Time    time.Time `json:"time"`
+}
+
+// noteReason is for the next version's history. Without /perm there's no place for
+// it, and in recovery mode nothing is written there.
+func (m *machine) noteReason(file, why string) error {
+	if m.reason != "" {
+		return nil
+	}
+	if len(why) > reasonBytes {
+		why = why[:reasonBytes]
+	}
+	text, err := json.Marshal(rollback{Slot: m.boot.Slot, Version: version.Version, Reason: why, Time: time.Now().UTC()})
+	if err != nil {
+		return err
+	}
+	dir := filepath.Dir(file)
+	if err := os.Mkdir(dir, 0o700); err == nil {
+		err = durable.Sync(filepath.Dir(dir))
+		if err != nil {
+			return fmt.Errorf("make %q: %w", dir, err)
+		}
+	}
+	return durable.WriteFile(file, append(text, '\n'), 0o600)
+}
