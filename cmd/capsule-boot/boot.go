@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
 	"strings"
 	"time"
 
@@ -97,10 +96,9 @@ func hurry() { _ = os.WriteFile("/sys/kernel/rcu_expedited", []byte("1"), 0) }
 
 // A cmdline is what the unified kernel image says about its root.
 type cmdline struct {
-	root   string // verity root hash, hex
-	offset int64  // bytes from the slot's start to the verity superblock
-	slot   string // a hint
-	esp    string // only for boots without EFI variables
+	root slot.Root
+	slot string // a hint
+	esp  string // only for boots without EFI variables
 }
 
 func readCmdline() (cmdline, error) {
@@ -115,20 +113,14 @@ func parseCmdline(text string) (c cmdline, err error) {
 	for _, word := range strings.Fields(text) {
 		key, value, _ := strings.Cut(word, "=")
 		switch key {
-		case "capsule.verity":
-			c.root = value
-		case "capsule.verity_offset":
-			c.offset, err = strconv.ParseInt(value, 10, 64)
 		case "capsule.slot":
 			c.slot = value
 		case "capsule.esp":
 			c.esp = value
 		}
 	}
-	if c.root == "" || c.offset <= 0 || err != nil {
-		return c, errors.New("the kernel command line has no capsule.verity and capsule.verity_offset")
-	}
-	return c, nil
+	c.root, err = slot.ParseRoot(text)
+	return c, err
 }
 
 func bootedESP(modules *kmod.Set, line cmdline) (string, error) {
@@ -212,7 +204,7 @@ func openSlot(d *disk.Disk, name string, line cmdline) (string, error) {
 		return "", err
 	}
 	defer f.Close()
-	v, err := slot.ReadVerity(f, line.offset, line.root)
+	v, err := slot.ReadVerity(f, line.root.DataBytes, line.root.Hash)
 	if err != nil {
 		return "", err
 	}

@@ -6,11 +6,12 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"capsule/internal/disk"
+	"capsule/internal/slot"
 )
 
 func TestParseCmdline(t *testing.T) {
 	got, err := parseCmdline("quiet capsule.verity=ab12 capsule.verity_offset=4096 capsule.slot=slot_b panic=10\n")
-	if diff := cmp.Diff(cmdline{root: "ab12", offset: 4096, slot: "slot_b"}, got, cmp.AllowUnexported(cmdline{})); err != nil || diff != "" {
+	if diff := cmp.Diff(cmdline{root: slot.Root{Hash: "ab12", DataBytes: 4096}, slot: "slot_b"}, got, cmp.AllowUnexported(cmdline{})); err != nil || diff != "" {
 		t.Error(err, diff)
 	}
 	for _, bad := range []string{"", "capsule.verity=ab", "capsule.verity_offset=1", "capsule.verity=ab capsule.verity_offset=x", "capsule.verity=ab capsule.verity_offset=-1"} {

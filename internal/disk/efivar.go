@@ -2,13 +2,16 @@ package disk
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"unicode/utf16"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
 
 // loaderGUID is the vendor of the boot loader interface's variables
@@ -50,4 +53,50 @@ func BootedESP(dir string) (string, error) {
 		}
 	}
 	return "", fmt.Errorf("the firmware doesn't say which partition it booted from: %w", errdefs.ErrNotFound)
+}
+
+// RemoveLoaderVar removes a text variable of the boot loader and says what it was;
+// "" when it isn't set. A content that can't be read doesn't keep it.
+func RemoveLoaderVar(dir, name string) (was string, err error) {
+	file := filepath.Join(dir, name+"-"+loaderGUID)
+	b, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err == nil {
+		was, err = parseEFIText(b)
+	}
+	if err != nil || was == "" {
+		was = "unreadable"
+	}
+	if err := mutable(file); err != nil {
+		return was, fmt.Errorf("loader variable %q: %w", name, err)
+	}
+	if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return was, fmt.Errorf("remove loader variable %q: %w", name, err)
+	}
+	return was, nil
+}
+
+const immutableFlag = 0x10 // FS_IMMUTABLE_FL of linux/fs.h
+
+// mutable takes the flag away with which efivarfs guards all variables that it
+// doesn't know (kernel Documentation/filesystems/efivarfs.rst).
+func mutable(file string) error {
+	f, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	flags, err := unix.IoctlGetUint32(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+	if errors.Is(err, unix.ENOTTY) || err == nil && flags&immutableFlag == 0 {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read flags: %w", err)
+	}
+	if err := unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, int(flags&^immutableFlag)); err != nil {
+		return fmt.Errorf("take the immutable flag away: %w", err)
+	}
+	return nil
 }

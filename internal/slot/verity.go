@@ -82,7 +82,11 @@ func parseSuper(b []byte) (*Verity, error) {
 
 // table is the dm-verity target's line for a device given as major:minor
 // (kernel Documentation/admin-guide/device-mapper/verity.rst). A wrong block is a
-// panic, so that the boot counter can bring the other slot back.
+// panic, counted boot or not. On trial it's what brings the other slot back: a
+// process that gets I/O errors may still look healthy, a panic takes a boot try. A
+// good slot has no tries to lose, so the panic is only a restart. That heals what a
+// cable or a memory cell did, and on a bad disk it's better seen at once than a
+// daemon that runs with the half of its files that can be read.
 func (v *Verity) table(device string) string {
 	salt := "-"
 	if len(v.Salt) > 0 {

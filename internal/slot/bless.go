@@ -1,0 +1,148 @@
+package slot
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"capsule/internal/disk"
+)
+
+// countedEntry is the file of the entry that runs, below the ESP, as it was named
+// when it was started; "" when it isn't counted.
+func countedEntry() (string, error) {
+	text, err := disk.LoaderVar(disk.EFIVars, "LoaderBootCountPath")
+	if errdefs.IsNotFound(err) || err == nil && text == "" {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	return countPath(text)
+}
+
+// Tentative says whether the running system is on trial: its entry is counted and
+// the other slot has a system to go back to.
+func Tentative(b disk.Boot) (on bool, err error) {
+	file, err := countedEntry()
+	if err != nil || file == "" {
+		return false, err
+	}
+	err = b.WithESP(disk.ReadOnly, func(root string) error {
+		on, err = esp{dir: root}.tentative(file)
+		return err
+	})
+	if err != nil {
+		return false, fmt.Errorf("is the system on trial: %w", err)
+	}
+	return on, nil
+}
+
+// tentative looks at the files. A good entry beside the counted one is a blessing
+// that was cut: it holds.
+func (e esp) tentative(counted string) (bool, error) {
+	files, err := e.list()
+	if err != nil {
+		return false, err
+	}
+	_, there := e.find(counted)
+	running := ofEntry(counted)
+	own, other := best(files, running), best(files, Other(running))
+	return there && own != nil && own.Counted && other != nil && !other.Exhausted(), nil
+}
+
+// Bless marks the running entry as good: the loader stops counting it. An entry
+// that isn't counted needs nothing. FailedPrecondition says that the entry is gone:
+// this system was given up.
+func Bless(b disk.Boot) error {
+	file, err := countedEntry()
+	if err != nil || file == "" {
+		return err
+	}
+	if err := b.WithESP(disk.Writable, func(root string) error { return esp{dir: root}.bless(file) }); err != nil {
+		return fmt.Errorf("bless boot entry %q: %w", file, err)
+	}
+	return nil
+}
+
+// bless copies the entry to its name without counter and then removes the counted
+// one: with a copy the worst is both entries side by side, or an empty one that the
+// loader ignores.
+func (e esp) bless(counted string) error {
+	slot := ofEntry(counted)
+	if err := checkSlot(slot); err != nil {
+		return err
+	}
+	file, ok := e.find(counted)
+	if !ok {
+		return e.blessed(slot)
+	}
+	text, err := e.read(file)
+	if err != nil {
+		return err
+	}
+	entry, _ := parseName(path.Base(file))
+	if err := entry.parseText(text); err != nil {
+		return err
+	}
+	target := path.Join(path.Dir(file), blessedName(path.Base(file)))
+	if target == file {
+		return nil
+	}
+	if have, err := e.read(target); err != nil || !bytes.Equal(have, text) {
+		err := e.write(target, text)
+		if errors.Is(err, unix.ENOSPC) { // a rename needs no space: a risk, but a full ESP must not cost the system its blessing
+			err = e.rename(file, target)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return e.only(slot, path.Base(target))
+}
+
+// blessed makes sure that a slot was blessed before, in this boot.
+func (e esp) blessed(slot string) error {
+	files, err := e.list()
+	if err != nil {
+		return err
+	}
+	if f := best(files, slot); f == nil || f.Counted {
+		return fmt.Errorf("the entry is gone, this system was given up: %w", errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+func (e esp) rename(from, to string) error {
+	if err := e.before("rename", from); err != nil {
+		return err
+	}
+	if err := os.Rename(filepath.Join(e.dir, from), filepath.Join(e.dir, to)); err != nil {
+		return err
+	}
+	return e.sync()
+}
+
+// only removes a slot's files but the one of this name, which FAT may know in
+// another case of letters.
+func (e esp) only(slot, name string) error {
+	files, err := e.list()
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		if f.Slot == slot && !strings.EqualFold(f.File, name) {
+			if err := e.remove(f.path()); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
