@@ -24,6 +24,9 @@ type builder struct {
 	mirror    string // Debian mirror, "" for that of the machine's apt
 	update    bool   // look for newer packages
 	seed      string // PEM file for the ESP, "" for none
+	bundle    bool   // build the update bundle too
+	release   bool   // trust no development key
+	signWith  string // key file for the bundle, "" for the one that goes without saying
 
 	lock   []debPackage // exact packages, sorted by name
 	kernel string       // release, as in /usr/lib/modules
@@ -75,6 +78,11 @@ func (b *builder) build() error {
 	}
 	if err := b.buildDisk(root, kernel); err != nil {
 		return err
+	}
+	if b.bundle {
+		if err := b.buildBundle(root, kernel); err != nil {
+			return err
+		}
 	}
 	if err := b.writeSBOM(); err != nil {
 		return err

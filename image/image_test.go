@@ -77,28 +77,6 @@ SHA256: 34
 	}
 }
 
-// That the kernel agrees with the hashes is shown by every boot.
-func TestVerity(t *testing.T) {
-	data := make([]byte, 300*verityBlock) // two levels of hashes
-	for i := range data {
-		data[i] = byte(i / verityBlock)
-	}
-	levels, root, err := verityLevels(bytes.NewReader(data))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(levels) != 2 || len(levels[0]) != 3*verityBlock || len(levels[1]) != verityBlock {
-		t.Fatalf("%d levels of hashes, want 2 with 3 blocks and 1", len(levels))
-	}
-	_, other, err := verityLevels(bytes.NewReader(append(data[:len(data)-1:len(data)-1], 0xff)))
-	if err != nil || root == other {
-		t.Errorf("a changed last byte has the same root hash: %v", err)
-	}
-	if got := superblock(300); len(got) != verityBlock || !bytes.HasPrefix(got, []byte("verity\x00\x00\x01\x00\x00\x00\x01")) {
-		t.Errorf("superblock is %d bytes, starts %q", len(got), got[:16])
-	}
-}
-
 func TestCpio(t *testing.T) {
 	tree := writeTree(t, map[string]string{"b/file": "hello", "a": "-> b/file"})
 	if err := chmodAll(tree); err != nil {

@@ -1,6 +1,6 @@
 // Command image builds everything that a capsule boots from: the read-only root
-// with its dm-verity tree, the unified kernel image, the disk image, and the list
-// of all that went in. It takes Debian packages from the mirrors in this machine's
+// with its dm-verity tree, the unified kernel image, the disk image, the update bundle,
+// and the list of all that went in. It takes Debian packages from the mirrors in this machine's
 // own apt configuration and Go programs from the modules pinned in go.mod.
 //
 // Every stage is a step with a key made from its inputs: a step whose key did not
@@ -33,6 +33,9 @@ func command(ctx context.Context, args []string) error {
 	seed := flags.String("seed", "", "PEM file that is put on the ESP as the capsule's first identity")
 	update := flags.Bool("update", false, "ask the mirrors for newer packages instead of using the versions of the last build")
 	again := flags.Bool("check-reproducible", false, "build the root a second time elsewhere and compare it with the first")
+	bundled := flags.Bool("bundle", false, "build the update bundle too")
+	release := flags.Bool("release", false, "trust no development key: only the keys of image/keys sign updates")
+	key := flags.String("key", "", "key file that signs the bundle (default the development key; a release stays unsigned)")
 	mirror := flags.String("mirror", os.Getenv("CAPSULE_MIRROR"), "Debian mirror to use when apt is not configured for one")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -49,6 +52,7 @@ func command(ctx context.Context, args []string) error {
 		return err
 	}
 	b.update, b.mirror, b.seed = *update, *mirror, *seed
+	b.bundle, b.release, b.signWith = *bundled, *release, *key
 	unlock, err := b.exclusive()
 	if err != nil {
 		return err

@@ -43,7 +43,11 @@ func osRelease(version string) string {
 // rootTree lays out the folder that becomes the root.
 func (b *builder) rootTree() error {
 	tree := filepath.Join(b.work, "root")
-	k := newKey("root 7", b.lock, b.rootTexts(), rootDirs, rootLinks,
+	keys, err := b.trustedKeys()
+	if err != nil {
+		return err
+	}
+	k := newKey("root 8", b.lock, keyTexts(keys), b.rootTexts(), rootDirs, rootLinks,
 		list("root"), list("modules"), list("modules-plain"), list("initrd-modules"), list("firmware")).
 		tree(filepath.Join(b.work, "bin")).file(b.guestVmlinux()).file(b.initramfs())
 	return b.step("root tree", k, []string{tree}, func() error {
@@ -51,7 +55,7 @@ func (b *builder) rootTree() error {
 			return err
 		}
 		fill := []func(tree string) error{
-			b.rootSkeleton, b.rootPackages, b.rootGo, b.rootGuest, b.rootFirmware, b.rootCertificates,
+			b.rootSkeleton, b.rootPackages, b.rootGo, b.rootGuest, b.rootFirmware, b.rootCertificates, b.rootKeys,
 			func(tree string) error {
 				return b.installModules(tree, append(list("modules"), list("initrd-modules")...))
 			},
