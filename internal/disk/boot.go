@@ -130,14 +130,15 @@ func lockESP() (unlock func(), err error) {
 	return func() { f.Close() }, nil
 }
 
-// syncTree brings all that was written to a file system to its disk.
+// syncTree brings all that was written to a file system to its disk. For FAT syncfs
+// doesn't have the disk empty its own cache, fsync does.
 func syncTree(dir string) error {
 	f, err := os.Open(dir)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	if err := unix.Syncfs(int(f.Fd())); err != nil {
+	if err := errors.Join(unix.Syncfs(int(f.Fd())), f.Sync()); err != nil {
 		return fmt.Errorf("sync %q: %w", dir, err)
 	}
 	return nil

@@ -125,8 +125,8 @@ func ofEntry(id string) string {
 func (e Entry) text() ([]byte, error) {
 	text := fmt.Appendf(nil, "title Capsule %s\nsort-key capsule\nversion %d\nefi %s\n", e.Version, e.Generation, e.UKI)
 	again := Entry{File: e.File}
-	if err := again.parseText(text); err != nil {
-		return nil, fmt.Errorf("%w: %w", errdefs.ErrInvalidArgument, err)
+	if err := again.parseText(text); err != nil || again.Version != e.Version || again.UKI != e.UKI {
+		return nil, fmt.Errorf("boot entry of version %q with UKI %q: %w", e.Version, e.UKI, errdefs.ErrInvalidArgument)
 	}
 	return text, nil
 }

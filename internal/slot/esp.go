@@ -32,7 +32,8 @@ func (e esp) before(what, file string) error {
 	return e.step(what, file)
 }
 
-// sync returns once all is on the disk.
+// sync returns once all is on the disk. Syncfs brings FAT's writes to the disk, but
+// only an fsync has the disk empty its own cache.
 func (e esp) sync() error {
 	if e.step != nil {
 		return nil
@@ -42,7 +43,7 @@ func (e esp) sync() error {
 		return err
 	}
 	defer f.Close()
-	if err := unix.Syncfs(int(f.Fd())); err != nil {
+	if err := errors.Join(unix.Syncfs(int(f.Fd())), f.Sync()); err != nil {
 		return fmt.Errorf("sync the boot partition: %w", err)
 	}
 	return nil

@@ -200,12 +200,9 @@ func (e esp) copy(file string, r io.Reader, size int64) (err error) {
 	return readBack(f, sum)
 }
 
-// readBack compares a file with the hash of what was written. What the kernel
+// readBack compares a synced file with the hash of what was written. What the kernel
 // still has in memory is dropped first: it's the disk that's asked.
 func readBack(f *os.File, want hash.Hash) error {
-	if err := f.Sync(); err != nil {
-		return err
-	}
 	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
 		return err
 	}
