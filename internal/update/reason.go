@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"capsule/internal/durable"
@@ -15,6 +16,9 @@ import (
 // ReasonFile is where whoever rolls back says why, process 1 or this package. The
 // system that runs afterwards takes it into its history.
 const ReasonFile = "/perm/update/rollback.json"
+
+// reasonMax bounds one reason in bytes: it may name many workloads.
+const reasonMax = 1024
 
 // reason why a system was rolled back.
 type reason struct {
@@ -26,12 +30,19 @@ type reason struct {
 
 // leaveReason says why the running system goes.
 func (m *Manager) leaveReason(text string) error {
+	if len(text) > reasonMax {
+		text = strings.ToValidUTF8(text[:reasonMax], "")
+	}
 	data, err := json.Marshal(reason{Slot: m.boot.Slot, Version: m.Version, Reason: text, Time: time.Now().UTC()})
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(filepath.Dir(m.ReasonFile), 0o700); err != nil {
-		return err
+	dir := filepath.Dir(m.ReasonFile)
+	if err := os.Mkdir(dir, 0o700); err == nil {
+		err = durable.Sync(filepath.Dir(dir))
+		if err != nil {
+			return err
+		}
 	}
 	return durable.WriteFile(m.ReasonFile, data, 0o600)
 }

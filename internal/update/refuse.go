@@ -3,7 +3,6 @@ package update
 import (
 	"fmt"
 	"io"
-	"os"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -145,7 +144,7 @@ func (m *Manager) rolledBackBefore(o *Offer, f bundle.Manifest) error {
 
 func (m *Manager) fitsSlot(_ *Offer, f bundle.Manifest) error {
 	name := m.other()
-	have, err := sizeOf(m.device(name))
+	have, err := m.sizeOf(name)
 	if err != nil {
 		return fmt.Errorf("size of %s: %w", name, err)
 	}
@@ -155,9 +154,9 @@ func (m *Manager) fitsSlot(_ *Offer, f bundle.Manifest) error {
 	return nil
 }
 
-// sizeOf a device or file in bytes.
-func sizeOf(device string) (int64, error) {
-	f, err := os.Open(device)
+// sizeOf a slot in bytes.
+func (m *Manager) sizeOf(name string) (int64, error) {
+	f, err := m.open(name)
 	if err != nil {
 		return 0, err
 	}
@@ -168,7 +167,7 @@ func sizeOf(device string) (int64, error) {
 func (m *Manager) fitsESP(_ *Offer, f bundle.Manifest) error {
 	var have int64
 	err := m.ESP(disk.ReadOnly, func(esp string) error {
-		space, err := slot.Space(esp)
+		space, err := m.Space(esp)
 		if err != nil {
 			return err
 		}

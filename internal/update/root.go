@@ -46,7 +46,11 @@ func (m *Manager) openRoot(ctx context.Context, h *bundle.Header, fetch Fetch, m
 		return nil, damaged("head of its root's hash tree")
 	}
 	r := &root{tree: tree, at: h.RootAt, fetch: fetch, name: m.other(), meter: meter}
-	if r.target, err = os.OpenFile(m.device(m.other()), os.O_RDWR, 0); err != nil {
+	device, err := m.boot.Device(m.other())
+	if err != nil {
+		return nil, err
+	}
+	if r.target, err = os.OpenFile(device, os.O_RDWR, 0); err != nil {
 		return nil, fmt.Errorf("open %s: %w", m.other(), err)
 	}
 	if err := r.openSource(m); err != nil {
@@ -62,7 +66,7 @@ func (r *root) openSource(m *Manager) error {
 	if err != nil {
 		return err
 	}
-	f, err := os.Open(m.device(m.boot.Slot))
+	f, err := m.open(m.boot.Slot)
 	if err != nil {
 		return err
 	}

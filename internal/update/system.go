@@ -34,7 +34,7 @@ func (m *Manager) system(esp, name string) (*system, error) {
 	if s.root, err = slot.RootOf(esp, s.entry); err != nil {
 		return nil, fmt.Errorf("version %s: %w", entry.Version, err)
 	}
-	f, err := os.Open(m.device(name))
+	f, err := m.open(name)
 	if err != nil {
 		return nil, err
 	}
@@ -43,6 +43,26 @@ func (m *Manager) system(esp, name string) (*system, error) {
 		return nil, fmt.Errorf("root of version %s: %w", entry.Version, err)
 	}
 	return s, nil
+}
+
+// former is the system that the running one can give way to. One that was installed
+// and never started is no former one, unless the running one is on trial, too.
+// onTrial must be known before: the ESP is opened by one at a time.
+func (m *Manager) former(esp string, onTrial bool) (*system, error) {
+	s, err := m.system(esp, m.other())
+	if err == nil && !onTrial && s.entry.Counted {
+		return nil, fmt.Errorf("version %s was never confirmed there: restart the capsule to start it: %w", s.entry.Version, errdefs.ErrFailedPrecondition)
+	}
+	return s, err
+}
+
+// open a slot for reading.
+func (m *Manager) open(name string) (*os.File, error) {
+	device, err := m.boot.Device(name)
+	if err != nil {
+		return nil, err
+	}
+	return os.Open(device)
 }
 
 // entryOf is the entry of a slot; nil when it has none.
@@ -64,7 +84,7 @@ var errDamaged = errors.New("damaged block")
 // whole reads every block of a system: the loader would start a damaged one over
 // and over, since nobody counts its tries any more.
 func (m *Manager) whole(ctx context.Context, s *system) error {
-	f, err := os.Open(m.device(s.entry.Slot))
+	f, err := m.open(s.entry.Slot)
 	if err != nil {
 		return err
 	}

@@ -21,6 +21,7 @@ package update
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -83,6 +84,8 @@ type Options struct {
 	Uptime func() time.Duration
 	// ESP opens the EFI system partition, Boot.WithESP.
 	ESP func(disk.Access, func(root string) error) error
+	// Space is what is free on the opened ESP in bytes, slot.Space.
+	Space func(root string) (int64, error)
 	// Root says what runs, slot.RunningRoot.
 	Root func() (slot.Root, error)
 	// Counted says whether the running system is tentative, slot.Tentative.
@@ -106,6 +109,9 @@ func (o *Options) defaults() {
 	}
 	if o.ESP == nil {
 		o.ESP = o.Machine.Boot().WithESP
+	}
+	if o.Space == nil {
+		o.Space = slot.Space
 	}
 	if o.Root == nil {
 		o.Root = slot.RunningRoot
@@ -152,14 +158,6 @@ func New(o Options) (*Manager, error) {
 // other is the slot that doesn't run.
 func (m *Manager) other() string { return slot.Other(m.boot.Slot) }
 
-// device of a slot.
-func (m *Manager) device(name string) string {
-	if name == disk.SlotA {
-		return m.boot.SlotA
-	}
-	return m.boot.SlotB
-}
-
 // Tentative describes the running system while it isn't confirmed; nil then.
 func (m *Manager) Tentative() *v1.TentativeSystem {
 	t, err := m.trial()
@@ -203,6 +201,10 @@ func (m *Manager) Status(context.Context) (*v1.UpdateServiceStatusResponse, erro
 	if err != nil {
 		return nil, err
 	}
+	t, err := m.trial()
+	if err != nil {
+		return nil, err
+	}
 	out := &v1.UpdateServiceStatusResponse{Version: m.Version, Slot: m.boot.Slot, Tentative: m.Tentative()}
 	for i := len(h) - 1; i >= 0; i-- {
 		if h[i].Version != "" {
@@ -210,7 +212,7 @@ func (m *Manager) Status(context.Context) (*v1.UpdateServiceStatusResponse, erro
 		}
 	}
 	err = m.ESP(disk.ReadOnly, func(esp string) error {
-		if s, err := m.system(esp, m.other()); err == nil {
+		if s, err := m.former(esp, t != nil); err == nil {
 			out.Other = &v1.OtherSystem{Version: s.entry.Version, Slot: s.entry.Slot}
 		}
 		return nil
@@ -285,9 +287,13 @@ func (m *Manager) Rollback(ctx context.Context) (*v1.UpdateServiceRollbackRespon
 	if err := m.restarting(); err != nil {
 		return nil, err
 	}
+	t, err := m.trial()
+	if err != nil {
+		return nil, err
+	}
 	var other *system
-	err := m.ESP(disk.ReadOnly, func(esp string) (err error) {
-		other, err = m.system(esp, m.other())
+	err = m.ESP(disk.ReadOnly, func(esp string) (err error) {
+		other, err = m.former(esp, t != nil)
 		return err
 	})
 	if err == nil {
@@ -296,7 +302,7 @@ func (m *Manager) Rollback(ctx context.Context) (*v1.UpdateServiceRollbackRespon
 	if err != nil {
 		return nil, fmt.Errorf("%s has no system to go back to: %w", m.other(), err)
 	}
-	if err := m.goBack("rolled back by an operator"); err != nil {
+	if err := m.goBack(t != nil, "rolled back by an operator"); err != nil {
 		return nil, err
 	}
 	return &v1.UpdateServiceRollbackResponse{Version: other.entry.Version, Slot: other.entry.Slot}, nil
@@ -304,26 +310,22 @@ func (m *Manager) Rollback(ctx context.Context) (*v1.UpdateServiceRollbackRespon
 
 // goBack leaves the reason, makes the loader start the other slot and restarts. The
 // entry of a confirmed system stays: one can return to it.
-func (m *Manager) goBack(reason string) error {
-	t, err := m.trial()
-	if err != nil {
-		return err
-	}
+func (m *Manager) goBack(onTrial bool, reason string) error {
 	if err := m.leaveReason(reason); err != nil {
 		m.Log.Error("update: keep why it is rolled back", "error", err) // going back matters more
 	}
 	m.esp.Lock()
 	defer m.esp.Unlock()
-	err = m.ESP(disk.Writable, func(esp string) error {
-		if t != nil {
+	err := m.ESP(disk.Writable, func(esp string) error {
+		if onTrial {
 			return slot.Condemn(esp, m.boot.Slot)
 		}
 		return slot.Prefer(esp, m.other())
 	})
 	if err != nil {
-		return fmt.Errorf("roll back to %s: %w", m.other(), err)
+		return errors.Join(fmt.Errorf("roll back to %s: %w", m.other(), err), m.dropReason())
 	}
-	m.Event("rolled back", fmt.Sprintf("version %s in %s: %s; the capsule restarts from %s", m.Version, m.boot.Slot, reason, m.other()))
+	m.Event("rolled-back", fmt.Sprintf("version %s in %s: %s; the capsule restarts from %s", m.Version, m.boot.Slot, reason, m.other()))
 	return m.restart("it is rolled back")
 }
 

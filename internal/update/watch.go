@@ -80,23 +80,23 @@ func (t *trial) proto(now time.Duration) *v1.TentativeSystem {
 	return out
 }
 
-// Run tidies what cut updates left, writes down what became of former ones, and
+// Run writes down what became of former updates, tidies what cut ones left, and
 // watches a tentative system until it's confirmed or rolled back. It returns nil
 // when there is nothing to watch any more. Call it again after an error.
 func (m *Manager) Run(ctx context.Context) error {
 	if !m.Machine.Normal() {
 		return nil // process 1 cares for it
 	}
-	// None of it keeps the watch from its work.
-	if err := m.tidy(); err != nil {
-		m.Log.Error("update: tidy the boot partition", "error", err)
-	}
 	t, err := m.trial()
 	if err != nil {
 		return err
 	}
+	// Neither keeps the watch from its work. What is tidied tells what happened.
 	if err := m.settle(); err != nil {
 		m.Log.Error("update", "error", err)
+	}
+	if err := m.tidy(); err != nil {
+		m.Log.Error("update: tidy the boot partition", "error", err)
 	}
 	if t == nil {
 		return nil
@@ -171,7 +171,7 @@ func (m *Manager) settleReason(h history, why *reason) error {
 	if r != nil && r.Outcome == rolledBack && r.Ended.Equal(why.Time) {
 		return nil // a cut came before the file was removed
 	}
-	m.Event("rolled back", fmt.Sprintf("version %s in %s: %s", why.Version, why.Slot, why.Reason))
+	m.Event("rolled-back", fmt.Sprintf("version %s in %s: %s", why.Version, why.Slot, why.Reason))
 	if r == nil {
 		_, err := addRecord(m.Bucket, facts{Version: why.Version, Slot: why.Slot, Time: why.Time,
 			Outcome: rolledBack, Ended: why.Time, Reason: why.Reason, Activated: true})
@@ -209,7 +209,7 @@ func (m *Manager) settleOpen(h history, r *record) error {
 	default:
 		r.end(rolledBack, time.Now(), "its boot entry is gone, and nobody left a reason")
 	}
-	m.Event("rolled back", fmt.Sprintf("version %s in %s: %s", r.Version, r.Slot, r.Reason))
+	m.Event("rolled-back", fmt.Sprintf("version %s in %s: %s", r.Version, r.Slot, r.Reason))
 	return putRecord(m.Bucket, r)
 }
 
@@ -225,14 +225,16 @@ func (m *Manager) settleRunning(h history) error {
 		_, err := addRecord(m.Bucket, facts{Version: m.Version, Slot: m.boot.Slot, Time: time.Now(), Outcome: tentative,
 			Activated: true, Window: t.window})
 		return err
-	case t != nil && r.Outcome == installed:
-		r.Outcome = tentative
-		return putRecord(m.Bucket, r)
+	case t != nil && r.Outcome != tentative:
+		r.end(tentative, time.Time{}, "")
 	case t == nil && r != nil && r.open():
 		r.end(confirmed, time.Now(), "its boot entry is kept")
-		return putRecord(m.Bucket, r)
+	case t == nil && r != nil && r.Outcome == rolledBack:
+		r.end(confirmed, time.Now(), "it was gone back to")
+	default:
+		return nil
 	}
-	return nil
+	return putRecord(m.Bucket, r)
 }
 
 // watch looks at the tentative system's health until its end.
@@ -286,7 +288,7 @@ func (m *Manager) giveUp(verdict string) (over bool, err error) {
 	if t, err := m.trial(); err != nil || t == nil || m.restarting() != nil {
 		return err == nil, err
 	}
-	if err := m.goBack(verdict); err != nil {
+	if err := m.goBack(true, verdict); err != nil {
 		return false, err
 	}
 	return true, nil
