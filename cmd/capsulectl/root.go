@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/spf13/cobra"
 )
@@ -26,6 +27,8 @@ type app struct {
 	output  string // --output
 	client  *client
 	begun   bool // the command line was right and its command ran
+	// compared is done once the capsule's version was.
+	compared sync.Once
 }
 
 // execute runs one command line. Errors are printed here and nowhere else.
@@ -74,7 +77,7 @@ func newRootCommand(a *app) *cobra.Command {
 	}
 	root.AddCommand(
 		newApplyCommand(a), newGetCommand(a), newDeleteCommand(a), newWorkloadCommand(a), newCopyCommand(a),
-		newVolumeCommand(a), newImageCommand(a), newRegistryCommand(a), newCapsuleCommand(a), newContextCommand(a), newLabCommand(a),
+		newVolumeCommand(a), newImageCommand(a), newRegistryCommand(a), newCapsuleCommand(a), newReleaseCommand(a), newContextCommand(a), newLabCommand(a),
 		newVersionCommand(a), newDocsCommand(),
 	)
 	root.CompletionOptions.HiddenDefaultCmd = false
