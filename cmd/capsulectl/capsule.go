@@ -17,7 +17,7 @@ import (
 func newCapsuleCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{Use: "capsule", Short: "Look after the machine itself"}
 	cmd.AddCommand(newCapsuleInfoCommand(a), newCapsuleLogsCommand(a), newCapsuleRestartServiceCommand(a),
-		newCapsuleRebootCommand(a), newCapsuleShutdownCommand(a))
+		newCapsuleUpdateCommand(a), newCapsuleRebootCommand(a), newCapsuleShutdownCommand(a))
 	return cmd
 }
 
@@ -71,8 +71,11 @@ func infoFacts(i *capsulev1.InfoResponse) [][]string {
 		virtualization = "-"
 	}
 	now := i.GetTime().AsTime()
-	return [][]string{
-		{"name:", i.GetName()}, {"id:", i.GetId()}, {"version:", i.GetVersion()}, {"slot:", i.GetSlot()}, {"mode:", mode},
+	facts := [][]string{{"name:", i.GetName()}, {"id:", i.GetId()}, {"version:", i.GetVersion()}, {"slot:", i.GetSlot()}, {"mode:", mode}}
+	if t := i.GetTentative(); t != nil {
+		facts = append(facts, []string{"update:", tentativeText(t)})
+	}
+	return append(facts, [][]string{
 		{"kernel:", i.GetKernel() + " " + i.GetArchitecture()},
 		{"up:", age(i.GetBootedAt().AsTime(), now)},
 		{"time:", now.UTC().Format(time.RFC3339) + ", " + clock},
@@ -84,7 +87,7 @@ func infoFacts(i *capsulev1.InfoResponse) [][]string {
 		{"workloads:", fmt.Sprintf("%d running of %d", i.GetWorkloadsRunning(), i.GetWorkloads())},
 		{"daemon starts:", fmt.Sprint(i.GetDaemonStarts())},
 		{"watchdog:", i.GetWatchdog()},
-	}
+	}...)
 }
 
 // CapsuleLogsOptions of "capsule logs".

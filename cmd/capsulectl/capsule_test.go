@@ -39,6 +39,7 @@ type testCapsule struct {
 	dir     string
 	ca      *identity.CA
 	address string
+	updates *testUpdates
 }
 
 func startCapsule(dir string, defers func(func())) (*testCapsule, error) {
@@ -80,8 +81,9 @@ func startCapsule(dir string, defers func(func())) (*testCapsule, error) {
 		LogDir: logDir, Mark: logs.Mark, DropLog: logs.Remove,
 	})
 	volumes.freed = loop.Freed
+	c.updates = newTestUpdates("v1.2.3", "v1.2.2")
 	srv, err := server.New(server.Options{
-		TLS: config, Store: st, Images: images, Volumes: volumes, Registries: image.NewRegistryBook(st.Bucket("registries")), Runtime: loop,
+		TLS: config, Store: st, Images: images, Volumes: volumes, Updates: c.updates, Version: "v1.2.3", Registries: image.NewRegistryBook(st.Bucket("registries")), Runtime: loop,
 		Kinds: []string{"Container"}, Machine: testMachine{dir}, LogDir: logDir, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {

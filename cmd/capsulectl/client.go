@@ -28,6 +28,7 @@ type client struct {
 	workloads capsulev1.WorkloadServiceClient
 	images    capsulev1.ImageServiceClient
 	volumes   capsulev1.VolumeServiceClient
+	updates   capsulev1.UpdateServiceClient
 	capsule   capsulev1.CapsuleServiceClient
 }
 
@@ -48,7 +49,7 @@ func (a *app) dial() (*client, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn, err := c.Dial()
+	conn, err := c.Dial(a.heeding()...)
 	if err != nil {
 		return nil, err
 	}
@@ -61,6 +62,7 @@ func (a *app) dial() (*client, error) {
 		workloads: capsulev1.NewWorkloadServiceClient(conn),
 		images:    capsulev1.NewImageServiceClient(conn),
 		volumes:   capsulev1.NewVolumeServiceClient(conn),
+		updates:   capsulev1.NewUpdateServiceClient(conn),
 		capsule:   capsulev1.NewCapsuleServiceClient(conn),
 	}
 	return a.client, nil

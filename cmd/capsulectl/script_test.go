@@ -13,10 +13,16 @@ import (
 
 	capsulev1 "capsule/api/capsule/v1"
 	"capsule/internal/contexts"
+	"capsule/internal/version"
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"capsulectl": main})
+	testscript.Main(m, map[string]func(){"capsulectl": func() {
+		if v := os.Getenv("VERSION"); v != "" {
+			version.Version = v
+		}
+		main()
+	}})
 }
 
 // TestScripts runs each script of testdata/script against a capsule of its own,
@@ -60,6 +66,9 @@ func TestScripts(t *testing.T) {
 			env.Setenv("CAPSULE_ROOT", filepath.Join(dir, "root"))
 			env.Setenv("VOLUMES", filepath.Join(dir, "volumes"))
 			env.Setenv("ADDRESS", c.address)
+			for name, address := range serveBundles(env.WorkDir, env.Defer) {
+				env.Setenv(name, address)
+			}
 			examples, err := filepath.Abs("../../examples")
 			env.Setenv("EXAMPLES", examples)
 			if err != nil {
@@ -67,7 +76,7 @@ func TestScripts(t *testing.T) {
 			}
 			return store.Use("test")
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"code": code},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"code": code, "bundle": makeBundle},
 	})
 }
 
