@@ -55,6 +55,7 @@ type shown struct {
 	ready  bool
 	claim  string
 	uplink uplink.State
+	left   time.Duration // until a tentative system is rolled back
 
 	virtualization string // as in InfoResponse
 }
@@ -101,6 +102,10 @@ func (m *machine) recover(reason string) {
 	m.reason = reason
 	m.mu.Unlock()
 	m.update(func(*shown) {})
+	// A tentative system gives way at once to one that may read what this one can't.
+	if err := notify("CAPSULE_RECOVERY=" + oneLine(reason)); err != nil {
+		slog.Error("tell process 1 of the recovery mode", "error", err)
+	}
 }
 
 // identity finds who this capsule is. The ESP is only mounted at the first start
@@ -177,9 +182,14 @@ func (m *machine) Info() *capsulev1.InfoResponse {
 }
 
 func bootedAt() time.Time {
+	return time.Now().Add(-uptime())
+}
+
+// uptime is the time since the kernel's start.
+func uptime() time.Duration {
 	var up unix.Timespec
 	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &up) // can't fail on Linux
-	return time.Now().Add(-time.Duration(up.Nano()))
+	return time.Duration(up.Nano())
 }
 
 // watchdogName is the driver of the first real watchdog, else softdog.
@@ -276,7 +286,7 @@ func (m *machine) update(change func(*shown)) {
 	change(&m.shown)
 	s := console.State{
 		Name: m.name, Claim: m.shown.claim, Version: version.Version, Slot: m.boot.Slot, Mode: "normal",
-		Reason: m.reason, Network: m.shown.uplink.Message, Ready: m.shown.ready,
+		Reason: m.reason, Network: m.shown.uplink.Message, Ready: m.shown.ready, Left: m.shown.left,
 	}
 	if m.reason != "" {
 		s.Mode = "recovery"

@@ -22,6 +22,7 @@ import (
 
 	"capsule/internal/clock"
 	"capsule/internal/container"
+	"capsule/internal/identity"
 	"capsule/internal/image"
 	"capsule/internal/instance"
 	"capsule/internal/logs"
@@ -31,6 +32,7 @@ import (
 	"capsule/internal/qemu"
 	"capsule/internal/server"
 	"capsule/internal/store"
+	"capsule/internal/update"
 	"capsule/internal/uplink"
 	"capsule/internal/volume"
 	"capsule/internal/workload"
@@ -61,9 +63,13 @@ type daemon struct {
 	volumes  *volume.Manager // nil in recovery mode
 	kept     chan struct{}   // closed once volumes are usable
 	loop     atomic.Pointer[workload.Loop]
-	looping  chan struct{} // closed once the loop is there
+	looping  chan struct{}   // closed once the loop is there
+	updates  *update.Manager // nil in recovery mode
 	network  atomic.Pointer[network.Network]
 	filtered chan struct{} // closed once making the network was tried
+
+	announced atomic.Bool // process 1 knows that all works
+	silent    atomic.Bool // the API has not answered the last call of our own
 }
 
 // serve runs until ctx ends, then stops all workloads: only the machine's end
@@ -79,7 +85,7 @@ func serve(ctx context.Context) error {
 	if err := d.connect(); err != nil {
 		return err
 	}
-	srv, listener, err := d.api()
+	srv, listener, pulse, err := d.api()
 	if err != nil {
 		return err
 	}
@@ -87,14 +93,21 @@ func serve(ctx context.Context) error {
 	// Parts live until the workloads are stopped, beyond ctx.
 	life, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()
-	failed := make(chan error, 2) // of the API and the loop
-	go func() {
-		if err := srv.Serve(listener); err != nil {
-			failed <- fmt.Errorf("serve the API: %w", err)
-		}
-	}()
+	failed := make(chan error, 3) // of the API and the loop
+	for _, l := range []net.Listener{listener, pulse.listener} {
+		go func() {
+			if l == nil {
+				return
+			}
+			if err := srv.Serve(l); err != nil {
+				failed <- fmt.Errorf("serve the API: %w", err)
+			}
+		}()
+	}
 	m.update(func(s *shown) { s.ready = true })
+	go d.beat(life, pulse)
 	if m.normal() {
+		go d.watchUpdate(life)
 		go d.keepVolumes(life)
 		go func() {
 			if err := d.workloads(life); err != nil {
@@ -184,31 +197,44 @@ func inNamespace(ctx context.Context) context.Context {
 }
 
 // api makes the server and takes its port.
-func (d *daemon) api() (*grpc.Server, net.Listener, error) {
+func (d *daemon) api() (*grpc.Server, net.Listener, *pulse, error) {
 	id, err := d.machine.identity()
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
+	p, err := newPulse(selfSocket, identityDir, id)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	srv, err := d.newServer(id)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	listener, err := net.Listen("tcp", apiAddress)
+	if err != nil {
+		return nil, nil, nil, fmt.Errorf("listen for the API: %w", err)
+	}
+	return srv, netutil.LimitListener(listener, server.ConnectionsMax), p, nil
+}
+
+// newServer makes the API of all parts that there are in this mode.
+func (d *daemon) newServer(id *identity.Identity) (*grpc.Server, error) {
 	config, err := id.ServerTLS(d.machine.name)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	o := server.Options{TLS: config, Store: d.store, Machine: d.machine, Kinds: kinds(), Log: slog.Default()}
 	if d.machine.normal() {
 		book := image.NewRegistryBook(d.store.Bucket("registries"))
 		d.images = image.Open(d.client, book)
 		d.volumes = volume.New(volume.Options{Store: d.store, Content: d.images, Freed: d.freed, Log: slog.Default()})
+		if d.updates, err = d.newUpdates(); err != nil {
+			return nil, err
+		}
+		o.Updates = d.updates
 		o.Registries, o.Images, o.Runtime, o.Volumes = book, patientImages{d.images, d}, patientRuntime{d}, patientVolumes{d.volumes, d}
 	}
-	srv, err := server.New(o)
-	if err != nil {
-		return nil, nil, err
-	}
-	listener, err := net.Listen("tcp", apiAddress)
-	if err != nil {
-		return nil, nil, fmt.Errorf("listen for the API: %w", err)
-	}
-	return srv, netutil.LimitListener(listener, server.ConnectionsMax), nil
+	return server.New(o)
 }
 
 // workloads makes the network, as often as it takes, then runs the loop.
@@ -349,7 +375,11 @@ func (d *daemon) tellReady(ctx context.Context) error {
 	if d.network.Load() == nil {
 		return errNoNetwork // not good: the boot counter goes on
 	}
-	return notify("READY=1")
+	if err := notify("READY=1"); err != nil {
+		return err
+	}
+	d.announced.Store(true)
+	return nil
 }
 
 var errNoNetwork = errors.New("the network of workloads is not made yet")

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -26,6 +27,8 @@ type State struct {
 	Reason  string // of a recovery, or what the operator should know
 	Network string // why there's no address
 	Ready   bool   // the API answers
+
+	Left time.Duration // until the running system is rolled back unless it's confirmed; 0: it's confirmed
 }
 
 var shown struct {
@@ -132,7 +135,28 @@ func rows(s State) [][2]string {
 		add("mode", strings.ToUpper(s.Mode))
 	}
 	add("reason", s.Reason)
+	if s.Left > 0 {
+		add("update", tentative(s))
+	}
 	return out
+}
+
+// tentative says what becomes of a system that isn't confirmed, and how to keep it.
+func tentative(s State) string {
+	return fmt.Sprintf("to %s: not confirmed, rolls back in %v: capsulectl capsule update confirm",
+		orText(s.Version, "this version"), s.Left.Round(time.Second))
+}
+
+// reminders are when a line tells of a tentative system again; the screen counts
+// down by itself.
+var reminders = []time.Duration{5 * time.Minute, time.Minute}
+
+// reminds says whether there's a new line to tell about a tentative system.
+func reminds(before, left time.Duration) bool {
+	if left <= 0 {
+		return false
+	}
+	return before <= 0 || slices.ContainsFunc(reminders, func(at time.Duration) bool { return before > at && left <= at })
 }
 
 // changes are the lines for what is new. When the API answers, one line holds all
@@ -147,6 +171,12 @@ func changes(before, s State, up time.Duration) string {
 	}
 	if (s.Mode != before.Mode || s.Reason != before.Reason) && (s.Reason != "" || s.Mode == "recovery") {
 		say("capsule mode: %s: %s", s.Mode, s.Reason)
+	}
+	switch {
+	case reminds(before.Left, s.Left):
+		say("capsule update: %s", tentative(s))
+	case before.Left > 0 && s.Left <= 0:
+		say("capsule update: %s is confirmed", orText(s.Version, "this version"))
 	}
 	readyNow := s.Ready && (!before.Ready || s.Address != before.Address || s.Name != before.Name || s.Claim != before.Claim)
 	if readyNow {
