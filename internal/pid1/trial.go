@@ -19,6 +19,7 @@ const (
 	silenceMax    = time.Minute // between two WATCHDOG=1
 	hangsMax      = 3
 	hangSpan      = 15 * time.Minute // hangs that lie further apart aren't in a row
+	standstill    = 15 * time.Second // between two questions: the machine stood still, as one that is paused
 )
 
 // A trial judges the running system by what serve does and says. It has no effect
@@ -40,6 +41,7 @@ type trial struct {
 	heard   bool          // from the serve that runs
 	sign    time.Duration // when it was heard last, or started
 	how     string        // serve ended last
+	asked   time.Duration // when it was asked last whether serve hangs
 
 	ends, hangs []time.Duration // the last crashesMax, hangsMax
 }
@@ -87,7 +89,12 @@ func (t *trial) hear(now time.Duration, text string) {
 
 // hung tells, once for each silence, that serve has to be ended. Before its first
 // sign it may take as long as it likes, but for the second start of a tentative one.
+// Time in which nobody could ask, nobody could answer either.
 func (t *trial) hung(now time.Duration) bool {
+	if gap := now - t.asked; gap > standstill {
+		t.sign = min(now, t.sign+gap)
+	}
+	t.asked = now
 	limit := silenceMax
 	if !t.heard {
 		if t.standing != tentative {

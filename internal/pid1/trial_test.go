@@ -216,6 +216,11 @@ func TestTrial(t *testing.T) {
 			s.sleep(4 * time.Second)
 			s.say("CAPSULE_RECOVERY=state.db is damaged")
 		}, "recovery mode: state.db is damaged", 4 * time.Second, 0},
+		"stood still for an hour": {settled, func(s *stage) {
+			ready(s)
+			s.tell(func(time.Duration) { time.Sleep(time.Hour) })
+			s.alive(25 * time.Hour)
+		}, "", 0, 0},
 		"says what nobody knows": {settled, func(s *stage) {
 			ready(s)
 			s.say("STATUS=x")
