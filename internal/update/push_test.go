@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -18,8 +19,8 @@ import (
 	"capsule/internal/disk"
 )
 
-func first(t testing.TB) *build  { return newRelease(t, "v1.0.0", content(1, testBlocks)) }
-func second(t testing.TB) *build { return newRelease(t, "v1.1.0", content(2, testBlocks+20)) }
+func first(t testing.TB) *build  { return newBuild(t, "v1.0.0", content(1, testBlocks)) }
+func second(t testing.TB) *build { return newBuild(t, "v1.1.0", content(2, testBlocks+20)) }
 
 // installedWhole checks that the other slot has a release, all of it, to start next.
 func installedWhole(t *testing.T, w *world, r *build, name string) {
@@ -37,6 +38,7 @@ func installedWhole(t *testing.T, w *world, r *build, name string) {
 }
 
 func TestPush(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, first(t))
 	m, r := w.settled(w.manager()), second(t)
 	before := w.sums()
@@ -80,6 +82,7 @@ func TestPush(t *testing.T) {
 
 // Each refusal has its own words, and leaves every byte as it is.
 func TestRefusals(t *testing.T) {
+	t.Parallel()
 	foreign, err := bundle.Generate()
 	if err != nil {
 		t.Fatal(err)
@@ -117,13 +120,14 @@ func TestRefusals(t *testing.T) {
 		"rolled back": {world: func(_ *world, m *Manager) {
 			_, _ = addRecord(m.Bucket, facts{Version: "v1.1.0", Outcome: rolledBack, Ended: time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC), Reason: "it burnt"})
 		}, class: errdefs.IsFailedPrecondition, say: "rolled back here on 2030-01-02 (it burnt): --force"},
-		"slot": {release: func(t testing.TB) *build { return newRelease(t, "v1.1.0", content(2, testSlot/blockSize)) },
+		"slot": {release: func(t testing.TB) *build { return newBuild(t, "v1.1.0", content(2, testSlot/blockSize)) },
 			class: errdefs.IsResourceExhausted, say: "slot_b is too small"},
 		"boot partition": {world: func(_ *world, m *Manager) {
 			m.Space = func(string) (int64, error) { return testKernel + espSpare - 1, nil }
 		}, class: errdefs.IsResourceExhausted, say: "the kernel image needs 1348576 bytes, and it has 1348575"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			w := newWorld(t, first(t))
 			m := w.settled(w.manager())
 			r := second(t)
@@ -166,6 +170,7 @@ func flipped(b []byte, at int) []byte {
 
 // What refuses can be told to accept.
 func TestForced(t *testing.T) {
+	t.Parallel()
 	for name, tc := range map[string]struct {
 		version string
 		allow   func(*Offer)
@@ -176,6 +181,7 @@ func TestForced(t *testing.T) {
 		"rolled back before": {"v1.1.0", func(o *Offer) { o.Force = true }, true},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			w := newWorld(t, first(t))
 			m := w.manager()
 			if tc.record {
@@ -183,7 +189,7 @@ func TestForced(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			r := newRelease(t, tc.version, content(2, testBlocks))
+			r := newBuild(t, tc.version, content(2, testBlocks))
 			if _, _, err := w.push(m, r, nil); !errdefs.IsFailedPrecondition(err) {
 				t.Fatal(err)
 			}
@@ -198,6 +204,7 @@ func TestForced(t *testing.T) {
 }
 
 func TestSameVersionIsNoUpdate(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, first(t))
 	m, before := w.manager(), w.sums()
 	result, c, err := w.push(m, first(t), nil)
@@ -211,6 +218,7 @@ func TestSameVersionIsNoUpdate(t *testing.T) {
 
 // UPD-02: a root as large as the slot fits; one more block doesn't.
 func TestSlotSizes(t *testing.T) {
+	t.Parallel()
 	r := second(t)
 	size := r.manifest.Root.Size
 	for name, tc := range map[string]struct {
@@ -223,6 +231,7 @@ func TestSlotSizes(t *testing.T) {
 		"a block larger":       {size - blockSize, false},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			w := newWorld(t, first(t))
 			if err := os.Truncate(w.path("slot_b"), tc.slot); err != nil {
 				t.Fatal(err)
@@ -249,6 +258,7 @@ func TestSlotSizes(t *testing.T) {
 // UPD-04: a damaged bundle never gets an entry, and the running system stays. What
 // is found in the tree is found before the first write.
 func TestDamagedBundle(t *testing.T) {
+	t.Parallel()
 	r := second(t)
 	rootAt := func(b []byte) int { return len(b) - len(r.root()) }
 	for name, tc := range map[string]struct {
@@ -266,6 +276,7 @@ func TestDamagedBundle(t *testing.T) {
 		"end of a head": {func(b []byte) int { return rootAt(b) + len(r.data) + blockSize - 1 }, "hash tree", false},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			w := newWorld(t, first(t))
 			m := w.settled(w.manager())
 			before := w.sums()
@@ -292,6 +303,7 @@ func TestDamagedBundle(t *testing.T) {
 
 // A client that leaves something out, or sends something else, is told.
 func TestDishonestClient(t *testing.T) {
+	t.Parallel()
 	for name, tc := range map[string]struct {
 		fetch Fetch
 		class func(error) bool
@@ -319,6 +331,7 @@ func TestDishonestClient(t *testing.T) {
 }
 
 func TestTwoPushesAtOnce(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, first(t))
 	m, r := w.manager(), second(t)
 	b := r.bundle(t, w.key)
@@ -343,9 +356,11 @@ func TestTwoPushesAtOnce(t *testing.T) {
 
 // A push that broke off goes on where it was: what's there isn't asked for again.
 func TestResume(t *testing.T) {
-	r := newRelease(t, "v1.1.0", content(2, 3000)) // more than a chunk
+	t.Parallel()
+	r := newBuild(t, "v1.1.0", content(2, 3000)) // more than a chunk
 	for _, percent := range []int64{10, 50, 99} {
 		t.Run(fmt.Sprint(percent), func(t *testing.T) {
+			t.Parallel()
 			w := newWorld(t, first(t))
 			if err := os.Truncate(w.path("slot_b"), 16<<20); err != nil {
 				t.Fatal(err)
@@ -379,6 +394,7 @@ func TestResume(t *testing.T) {
 
 // What a cancelled push was about to do isn't done.
 func TestCancelled(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, first(t))
 	m, r := w.manager(), second(t)
 	b := r.bundle(t, w.key)
@@ -397,13 +413,14 @@ func TestCancelled(t *testing.T) {
 
 // Blocks of the running root are taken from there, wherever they are in it.
 func TestDelta(t *testing.T) {
+	t.Parallel()
 	old := content(1, testBlocks)
 	// A block in front moves all others; a few are new.
 	data := append(content(7, 1), old[:200*blockSize]...)
 	data = append(data, content(8, 5)...)
 	data = append(data, old[200*blockSize:]...)
-	w := newWorld(t, newRelease(t, "v1.0.0", old))
-	m, r := w.manager(), newRelease(t, "v1.0.1", data)
+	w := newWorld(t, newBuild(t, "v1.0.0", old))
+	m, r := w.manager(), newBuild(t, "v1.0.1", data)
 	var reused int64
 	b := r.bundle(t, w.key)
 	c := clientOf(b)
@@ -418,14 +435,58 @@ func TestDelta(t *testing.T) {
 
 // A running slot that lost a block is of no less help with the others.
 func TestDeltaFromDamagedSlot(t *testing.T) {
+	t.Parallel()
 	old := content(1, testBlocks)
-	w := newWorld(t, newRelease(t, "v1.0.0", old))
+	w := newWorld(t, newBuild(t, "v1.0.0", old))
 	w.write("slot_a", flipped(w.read("slot_a"), 17*blockSize))
-	r := newRelease(t, "v1.0.1", old)
+	r := newBuild(t, "v1.0.1", old)
 	r.manifest.BuiltUnix++
 	c := w.mustPush(w.manager(), r, nil)
 	if want := int64(blockSize + len(r.tree) + testKernel); c.asked != want {
 		t.Errorf("asked for %d bytes, want %d", c.asked, want)
 	}
 	installedWhole(t, w, r, disk.SlotB)
+}
+
+// The memory of a push is that of the tree and some buffers, whatever the size.
+func TestPushMemory(t *testing.T) {
+	const blocks, most = 10_000, 16 << 20
+	data := content(2, blocks)
+	w := newWorld(t, first(t))
+	if err := os.Truncate(w.path("slot_b"), blocks*blockSize*2); err != nil {
+		t.Fatal(err)
+	}
+	r := newBuild(t, "v1.1.0", data)
+	w.write("bundle", r.bundle(t, w.key))
+	h, err := bundle.NewHeader(r.manifest, w.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, r = nil, nil
+	f, err := os.Open(w.path("bundle"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	m, c := w.manager(), &client{bundle: f, piece: 1 << 20}
+	idle, peak := heap(), uint64(0)
+	_, err = m.Push(t.Context(), Offer{Header: h.Bytes(), Size: h.Size}, func(ctx context.Context, ranges []Range, got func(int64, []byte) error) error {
+		peak = max(peak, heap())
+		return c.fetch(ctx, ranges, got)
+	}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d KiB above idle", (peak-idle)>>10)
+	if peak-idle > most {
+		t.Errorf("a push of %d MiB took %d MiB", blocks*blockSize>>20, (peak-idle)>>20)
+	}
+}
+
+// heap is what is in use, in bytes.
+func heap() uint64 {
+	runtime.GC()
+	var s runtime.MemStats
+	runtime.ReadMemStats(&s)
+	return s.HeapAlloc
 }

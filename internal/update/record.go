@@ -51,7 +51,7 @@ type facts struct {
 	Reason      string        `json:"reason"`
 	Activated   bool          `json:"activated"` // it had a boot entry
 	Addressed   bool          `json:"addressed"` // an uplink had an address then
-	Window      time.Duration `json:"window"`    // ns, from boot
+	Window      time.Duration `json:"window"`    // ns
 	AutoConfirm time.Duration `json:"autoConfirm"`
 }
 

@@ -2,13 +2,16 @@ package update
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"testing"
-	"time"
+
+	"capsule/internal/store"
 )
 
 // UPD-08: what a newer version wrote stays, in records and beside them.
 func TestRecordOfNewerVersion(t *testing.T) {
+	t.Parallel()
 	w, m := onTrial(t, nil)
 	h, err := readHistory(m.Bucket)
 	if err != nil {
@@ -50,6 +53,7 @@ func TestRecordOfNewerVersion(t *testing.T) {
 
 // An outcome that this version doesn't know is shown as such, and kept.
 func TestOutcomeOfNewerVersion(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, first(t))
 	m := w.manager()
 	if _, err := addRecord(m.Bucket, facts{Version: "v2", Slot: "slot_b", Outcome: "postponed"}); err != nil {
@@ -60,12 +64,24 @@ func TestOutcomeOfNewerVersion(t *testing.T) {
 }
 
 func TestHistoryIsBounded(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, first(t))
 	m := w.manager()
-	for i := range historyMax + 5 {
-		if _, err := addRecord(m.Bucket, facts{Version: fmt.Sprint("v", i), Time: time.Unix(int64(i), 0)}); err != nil {
-			t.Fatal(err)
+	err := m.Bucket.Update(func(table store.Table) error {
+		for i := range historyMax + 4 {
+			r := record{key: fmt.Sprintf("history/%016d", i+1), facts: facts{Version: fmt.Sprint("v", i)}}
+			data, err := r.encode()
+			if err := errors.Join(err, table.Put(r.key, data)); err != nil {
+				return err
+			}
 		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := addRecord(m.Bucket, facts{Version: fmt.Sprint("v", historyMax+4)}); err != nil {
+		t.Fatal(err)
 	}
 	h, err := readHistory(m.Bucket)
 	if err != nil || len(h) != historyMax || h[0].Version != "v5" || h[historyMax-1].Version != fmt.Sprint("v", historyMax+4) {

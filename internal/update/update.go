@@ -39,7 +39,7 @@ import (
 
 // Limits that an operator can meet.
 const (
-	// WindowDefault is how long after its boot a system may stay unconfirmed.
+	// WindowDefault is how long a system may stay unconfirmed, from its start on.
 	WindowDefault = 10 * time.Minute
 	// WindowMin leaves time to boot.
 	WindowMin = time.Minute
@@ -80,7 +80,8 @@ type Options struct {
 	ReasonFile string
 	// EFIVars is where the firmware's variables are mounted.
 	EFIVars string
-	// Uptime is the time since boot.
+	// Uptime is how long the system runs, by a clock that nobody sets: the time of a
+	// tentative system counts by it, here and in process 1. Default: since boot.
 	Uptime func() time.Duration
 	// ESP opens the EFI system partition, Boot.WithESP.
 	ESP func(disk.Access, func(root string) error) error
@@ -217,7 +218,10 @@ func (m *Manager) Status(context.Context) (*v1.UpdateServiceStatusResponse, erro
 		}
 		return nil
 	})
-	return out, err
+	if err != nil {
+		return nil, fmt.Errorf("look at %s: %w", m.other(), err)
+	}
+	return out, nil
 }
 
 // Confirm keeps the tentative system for good.

@@ -18,13 +18,14 @@ import (
 const (
 	lookEvery = 5 * time.Second // at the health of a tentative system
 	// earlier than process 1, which rolls back at the deadline without knowing why.
-	earlier = 5 * time.Second
+	// A look may take as long as the time between two.
+	earlier = 10 * time.Second
 )
 
 // trial is the time in which a tentative system must be confirmed.
 type trial struct {
 	addressed   bool          // an uplink had an address before
-	window      time.Duration // from boot
+	window      time.Duration // by Uptime
 	autoConfirm time.Duration // 0: never
 
 	problems []string
@@ -138,9 +139,8 @@ func (m *Manager) settle() error {
 	if err != nil {
 		return err
 	}
-	if why != nil && why.Slot == m.boot.Slot {
-		// It was cut before anything was done; or a new system is in that slot.
-		why = nil
+	if why != nil && why.Slot == m.boot.Slot && why.Version == m.Version {
+		why = nil // a cut came before anything was done
 	}
 	h, err := readHistory(m.Bucket)
 	if err != nil {
@@ -239,12 +239,15 @@ func (m *Manager) settleRunning(h history) error {
 
 // watch looks at the tentative system's health until its end.
 func (m *Manager) watch(ctx context.Context, t *trial) error {
-	if err := m.Machine.Tell(fmt.Sprintf("CAPSULE_WINDOW=%d", int64(t.window/time.Second))); err != nil {
-		m.Log.Error("update: tell process 1 of the deadline", "error", err) // it has its own
-	}
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
-	for {
+	for told := false; ; {
+		if !told {
+			err := m.Machine.Tell(fmt.Sprintf("CAPSULE_WINDOW=%d", int64(t.window/time.Second)))
+			if told = err == nil; !told {
+				m.Log.Error("update: tell process 1 of the deadline", "error", err) // it has one of its own until then
+			}
+		}
 		over, err := m.look(t)
 		if err != nil {
 			m.Log.Error("update", "error", err) // again in a moment

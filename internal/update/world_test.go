@@ -49,7 +49,7 @@ func content(seed uint64, blocks int) []byte {
 	return b
 }
 
-func newRelease(t testing.TB, version string, data []byte) *build {
+func newBuild(t testing.TB, version string, data []byte) *build {
 	t.Helper()
 	tree, hash, err := bundle.HashTree(bytes.NewReader(data))
 	if err != nil {
