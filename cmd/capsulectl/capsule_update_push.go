@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -162,8 +163,11 @@ func (p *updatePush) reconnect(ctx context.Context, err error) (*capsulev1.Updat
 
 func (p *updatePush) resumeHint() string { return "run it again: it goes on where it stopped" }
 
-// lost tells an end of the connection from an answer. The capsule may hold the
-// push of the connection before for a while.
+// passing are refusals of a capsule that has not noticed the end of the connection
+// before, and of one that restarts with what came by it.
+var passing = []string{"another update is being pushed", "the capsule restarts now"}
+
+// lost tells an end of the connection, and what follows from one, from an answer.
 func (p *updatePush) lost(err error) bool {
 	s, ok := fromGRPC(err)
 	switch {
@@ -174,7 +178,8 @@ func (p *updatePush) lost(err error) bool {
 	case s.Code() == codes.Unavailable, s.Code() == codes.Aborted, broken(s.Message()):
 		return true
 	}
-	return p.tries > 0 && s.Code() == codes.FailedPrecondition && strings.Contains(s.Message(), "another update is being pushed")
+	return p.tries > 0 && s.Code() == codes.FailedPrecondition &&
+		slices.ContainsFunc(passing, func(words string) bool { return strings.Contains(s.Message(), words) })
 }
 
 // rest waits before the next try, longer each time, or ends the tries.
@@ -187,7 +192,7 @@ func (p *updatePush) rest(ctx context.Context, err error) error {
 		p.stuck = time.Now()
 	}
 	patience := p.patience
-	if p.phase == capsulev1.UpdatePhase_UPDATE_PHASE_ACTIVATE { // it may be restarting
+	if p.phase == capsulev1.UpdatePhase_UPDATE_PHASE_ACTIVATE && p.left == 0 { // it may be restarting
 		patience = max(patience, updateReadyWait)
 	}
 	if time.Since(p.stuck) >= patience {
@@ -213,10 +218,12 @@ func (p *updatePush) installed(s *capsulev1.UpdateServiceStatusResponse) *capsul
 	if old := p.before.GetHistory(); len(old) > 0 && old[0].GetTime().AsTime().Equal(last.GetTime().AsTime()) {
 		return nil
 	}
-	if last.GetVersion() != p.source.header.Manifest.Version || last.GetTime() == nil {
+	// What is installed and was not started may still be cut off: pushing it again
+	// sends nothing.
+	if last.GetVersion() != p.source.header.Manifest.Version || last.GetOutcome() == capsulev1.UpdateOutcome_UPDATE_OUTCOME_INSTALLED {
 		return nil
 	}
-	return &capsulev1.UpdateResult{Version: last.GetVersion(), Slot: last.GetSlot(), Reboots: !p.offer.GetNoReboot()}
+	return &capsulev1.UpdateResult{Version: last.GetVersion(), Slot: last.GetSlot(), Reboots: true}
 }
 
 // attempt pushes over one connection.
