@@ -83,6 +83,10 @@ func (b *builder) resolve() error {
 	if err := b.step("packages", k, []string{lock}, func() error { return b.resolveNow(lock) }); err != nil {
 		return err
 	}
+	return b.readLock(lock)
+}
+
+func (b *builder) readLock(lock string) error {
 	content, err := os.ReadFile(lock)
 	if err != nil {
 		return err

@@ -50,14 +50,17 @@ func newBuilder(ctx context.Context, repo, out string) (*builder, error) {
 }
 
 // exclusive waits until no other build uses the same folders.
-func (b *builder) exclusive() (unlock func(), err error) {
+func (b *builder) exclusive() (unlock func(), err error) { return b.lockFolders(unix.LOCK_EX) }
+
+// lockFolders is exclusive, or shared with others who only read.
+func (b *builder) lockFolders(how int) (unlock func(), err error) {
 	f, err := os.OpenFile(filepath.Join(b.cache, "lock"), os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB); err != nil {
 		fmt.Println("waiting for another build in", b.out)
-		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		if err := unix.Flock(int(f.Fd()), how); err != nil {
 			return nil, errors.Join(fmt.Errorf("lock %s: %w", f.Name(), err), f.Close())
 		}
 	}

@@ -37,6 +37,7 @@ func command(ctx context.Context, args []string) error {
 	release := flags.Bool("release", false, "trust no development key: only the keys of image/keys sign updates")
 	key := flags.String("key", "", "key file that signs the bundle (default the development key; a release stays unsigned)")
 	mirror := flags.String("mirror", os.Getenv("CAPSULE_MIRROR"), "Debian mirror to use when apt is not configured for one")
+	v := variantFlags(flags)
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -53,6 +54,9 @@ func command(ctx context.Context, args []string) error {
 	}
 	b.update, b.mirror, b.seed = *update, *mirror, *seed
 	b.bundle, b.release, b.signWith = *bundled, *release, *key
+	if v.file != "" {
+		return b.buildVariant(v)
+	}
 	unlock, err := b.exclusive()
 	if err != nil {
 		return err

@@ -37,26 +37,29 @@ func (b *builder) packRoot() (rootImage, error) {
 	tree, image := filepath.Join(b.work, "root"), filepath.Join(b.work, "root.erofs")
 	k := newKey("pack 2", compression, clusterSize, rootUUID, b.buildUnix).tree(tree)
 	facts := image + ".facts"
-	err := b.step("root image", k, []string{image, facts}, func() error {
-		if err := os.Remove(image); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
-		}
-		_, err := b.tool(packMax, "usr/bin/mkfs.erofs", "--quiet", "-z"+compression,
-			"-C"+strconv.Itoa(clusterSize), "-T"+strconv.FormatInt(b.buildUnix, 10), "--all-root", "-x-1",
-			"-U"+rootUUID, "--workers=2", image, tree)
-		if err != nil {
-			return err
-		}
-		offset, hash, err := appendVerity(image)
-		if err != nil {
-			return err
-		}
-		return os.WriteFile(facts, fmt.Appendf(nil, "%d %s\n", offset, hash), 0o644)
-	})
+	err := b.step("root image", k, []string{image, facts}, func() error { return b.packTree(tree, image, facts) })
 	if err != nil {
 		return rootImage{}, err
 	}
 	return readRootImage(image, facts)
+}
+
+// packTree also writes down where the hash tree is and what its root hash is.
+func (b *builder) packTree(tree, image, facts string) error {
+	if err := os.Remove(image); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	_, err := b.tool(packMax, "usr/bin/mkfs.erofs", "--quiet", "-z"+compression,
+		"-C"+strconv.Itoa(clusterSize), "-T"+strconv.FormatInt(b.buildUnix, 10), "--all-root", "-x-1",
+		"-U"+rootUUID, "--workers=2", image, tree)
+	if err != nil {
+		return err
+	}
+	offset, hash, err := appendVerity(image)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(facts, fmt.Appendf(nil, "%d %s\n", offset, hash), 0o644)
 }
 
 func readRootImage(image, facts string) (rootImage, error) {

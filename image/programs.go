@@ -53,10 +53,15 @@ func (b *builder) goPrograms() error {
 }
 
 func (b *builder) compileOwn(dir string) error {
+	return b.compileOurs(dir, append([]string{firstStage, guestAgent}, rootPrograms...)...)
+}
+
+// compileOurs compiles programs of cmd, which tell the version.
+func (b *builder) compileOurs(dir string, names ...string) error {
 	flags := fmt.Sprintf("-s -w -buildid= -X capsule/internal/version.Version=%s -X capsule/internal/version.BuildUnix=%d",
 		b.version, b.buildUnix)
 	args := []string{"-tags", ownTags, "-ldflags", flags, "-o", dir + "/"}
-	for _, name := range append([]string{firstStage, guestAgent}, rootPrograms...) {
+	for _, name := range names {
 		args = append(args, "./cmd/"+name)
 	}
 	return b.compile([]string{"CGO_ENABLED=0"}, b.repo, args...)

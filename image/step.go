@@ -82,7 +82,7 @@ func (b *builder) step(name string, k *key, outputs []string, fn func() error) e
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
-	stamp := filepath.Join(b.cache, "steps", name)
+	stamp := b.stamp(name)
 	if last, err := os.ReadFile(stamp); err == nil && string(last) == sum && allExist(outputs) {
 		report(name, time.Since(start), sizeOf(outputs), "cached")
 		return nil
@@ -97,6 +97,9 @@ func (b *builder) step(name string, k *key, outputs []string, fn func() error) e
 	report(name, time.Since(start), sizeOf(outputs), "")
 	return os.WriteFile(stamp, []byte(sum), 0o644)
 }
+
+// stamp is the file with the key of a step's last run.
+func (b *builder) stamp(name string) string { return filepath.Join(b.cache, "steps", name) }
 
 func report(name string, took time.Duration, bytes int64, note string) {
 	fmt.Printf("  %-14s %6.1f s %9.1f MiB  %s\n", name, took.Seconds(), float64(bytes)/(1<<20), note)

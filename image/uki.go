@@ -27,44 +27,54 @@ func commandLine(root rootImage) string {
 // buildUKI joins kernel, first stage, microcode and command line into one file
 // that the firmware can start. It gives the file's path.
 func (b *builder) buildUKI(root rootImage) (string, error) {
-	if err := b.initrd(); err != nil {
-		return "", err
-	}
-	if err := b.microcode(); err != nil {
+	if err := inOrder(b.initrd, b.microcode); err != nil {
 		return "", err
 	}
 	uki := filepath.Join(b.work, "capsule.efi")
-	stub := b.debian("usr/lib/systemd/boot/efi/linuxx64.efi.stub")
-	kernel := b.debian("boot/vmlinuz-" + b.kernel)
-	initrd, microcode := filepath.Join(b.work, "initrd"), filepath.Join(b.work, "microcode.cpio")
-	k := newKey("uki 1", commandLine(root), b.version, b.kernel).file(stub).file(kernel).file(initrd).file(microcode)
-	return uki, b.step("kernel image", k, []string{uki}, func() error {
-		var read [4][]byte
-		for i, path := range []string{stub, kernel, initrd, microcode} {
-			content, err := os.ReadFile(path)
-			if err != nil {
-				return err
-			}
-			read[i] = content
-		}
-		linux, err := parsePE(read[1])
-		if err != nil {
-			return fmt.Errorf("%s: %w", kernel, err)
-		}
-		image, err := appendSections(read[0], []section{
-			{name: ".osrel", data: []byte(osRelease(b.version))},
-			{name: ".cmdline", data: []byte(commandLine(root))},
-			{name: ".uname", data: []byte(b.kernel)},
-			{name: ".ucode", data: read[3]},
-			{name: ".initrd", data: read[2]},
-			// Last: an older stub unpacks the kernel over what follows it.
-			{name: ".linux", data: read[1], memory: linux.imageSize(), code: true},
-		})
+	k := newKey("uki 1", commandLine(root), b.version, b.kernel)
+	for _, part := range b.ukiParts() {
+		k.file(part)
+	}
+	return uki, b.step("kernel image", k, []string{uki}, func() error { return b.writeUKI(uki, commandLine(root)) })
+}
+
+// ukiParts are the files that a unified kernel image is joined from: stub, kernel,
+// initrd and microcode.
+func (b *builder) ukiParts() [4]string {
+	return [4]string{
+		b.debian("usr/lib/systemd/boot/efi/linuxx64.efi.stub"),
+		b.debian("boot/vmlinuz-" + b.kernel),
+		filepath.Join(b.work, "initrd"),
+		filepath.Join(b.work, "microcode.cpio"),
+	}
+}
+
+func (b *builder) writeUKI(uki, line string) error {
+	var read [4][]byte
+	for i, path := range b.ukiParts() {
+		content, err := os.ReadFile(path)
 		if err != nil {
 			return err
 		}
-		return replaceFile(uki, image)
+		read[i] = content
+	}
+	linux, err := parsePE(read[1])
+	if err != nil {
+		return fmt.Errorf("parse kernel %s: %w", b.kernel, err)
+	}
+	image, err := appendSections(read[0], []section{
+		{name: ".osrel", data: []byte(osRelease(b.version))},
+		{name: ".cmdline", data: []byte(line)},
+		{name: ".uname", data: []byte(b.kernel)},
+		{name: ".ucode", data: read[3]},
+		{name: ".initrd", data: read[2]},
+		// Last: an older stub unpacks the kernel over what follows it.
+		{name: ".linux", data: read[1], memory: linux.imageSize(), code: true},
 	})
+	if err != nil {
+		return err
+	}
+	return replaceFile(uki, image)
 }
 
 // initrd packs the first stage as /init with the modules that it may need.
