@@ -39,10 +39,10 @@ type testCapsule struct {
 	dir     string
 	ca      *identity.CA
 	address string
-	updates *testUpdates
 }
 
-func startCapsule(dir string, defers func(func())) (*testCapsule, error) {
+// startCapsule starts one; its updates are those of the test, or made up for nil.
+func startCapsule(dir string, updates server.Updates, defers func(func())) (*testCapsule, error) {
 	c := &testCapsule{dir: dir}
 	ca, err := identity.NewCA("test")
 	if err != nil {
@@ -81,9 +81,11 @@ func startCapsule(dir string, defers func(func())) (*testCapsule, error) {
 		LogDir: logDir, Mark: logs.Mark, DropLog: logs.Remove,
 	})
 	volumes.freed = loop.Freed
-	c.updates = newTestUpdates("v1.2.3", "v1.2.2")
+	if updates == nil {
+		updates = newTestUpdates("v1.2.3", "v1.2.2")
+	}
 	srv, err := server.New(server.Options{
-		TLS: config, Store: st, Images: images, Volumes: volumes, Updates: c.updates, Version: "v1.2.3", Registries: image.NewRegistryBook(st.Bucket("registries")), Runtime: loop,
+		TLS: config, Store: st, Images: images, Volumes: volumes, Updates: updates, Version: "v1.2.3", Registries: image.NewRegistryBook(st.Bucket("registries")), Runtime: loop,
 		Kinds: []string{"Container"}, Machine: testMachine{dir}, LogDir: logDir, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {

@@ -23,6 +23,7 @@ const (
 	updatePatience  = 2 * time.Minute // of trying again without getting on
 	updateAgain     = 250 * time.Millisecond
 	updateAgainMax  = 10 * time.Second
+	updateTell      = 30 * time.Second // between words about it
 	updateReadyWait = 10 * time.Minute // for the new system
 )
 
@@ -123,7 +124,7 @@ type updatePush struct {
 
 	tries  int       // without getting on
 	stuck  time.Time // since the first of them
-	told   string    // of their causes, the last
+	told   time.Time // when one of them was, last
 	sent   int64     // bytes of the bundle
 	reused int64     // bytes that the capsule had
 	phase  capsulev1.UpdatePhase
@@ -198,9 +199,9 @@ func (p *updatePush) rest(ctx context.Context, err error) error {
 	if time.Since(p.stuck) >= patience {
 		return &failure{f.code, fmt.Errorf("the push did not get on for %v: %w", patience, f.err), p.resumeHint()}
 	}
-	if text := f.Error(); p.tries == 0 || text != p.told {
-		p.told = text
-		p.meter.note("the connection broke: %s; trying again", text)
+	if p.tries == 0 || time.Since(p.told) >= updateTell {
+		p.told = time.Now()
+		p.meter.note("the connection broke: %s; trying again", f)
 	}
 	wait := min(updateAgain<<min(p.tries, 16), updateAgainMax)
 	p.tries++

@@ -12,8 +12,9 @@ import (
 // breaks, in either direction.
 const cutAfter = 1 << 20
 
-// cutNetwork gives an address from which all goes to the one given, until it is cut.
-func cutNetwork(address string, defers func(func())) (string, error) {
+// cutNetwork gives an address from which all goes to the one given, until it is cut
+// after so many bytes.
+func cutNetwork(address string, after int64, defers func(func())) (string, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return "", err
@@ -25,7 +26,7 @@ func cutNetwork(address string, defers func(func())) (string, error) {
 			if err != nil {
 				return
 			}
-			parts.Go(func() { pass(client, address) })
+			parts.Go(func() { pass(client, address, after) })
 		}
 	})
 	defers(func() {
@@ -36,7 +37,7 @@ func cutNetwork(address string, defers func(func())) (string, error) {
 }
 
 // pass copies both ways until one ends, which is the end of both.
-func pass(client net.Conn, address string) {
+func pass(client net.Conn, address string, after int64) {
 	defer client.Close()
 	capsule, err := net.Dial("tcp", address)
 	if err != nil {
@@ -46,7 +47,7 @@ func pass(client net.Conn, address string) {
 	ended := make(chan struct{}, 2)
 	for _, way := range [][2]net.Conn{{client, capsule}, {capsule, client}} {
 		go func() {
-			io.CopyN(way[1], way[0], cutAfter) //nolint:errcheck // its end is what is wanted
+			io.CopyN(way[1], way[0], after) //nolint:errcheck // its end is what is wanted
 			ended <- struct{}{}
 		}()
 	}

@@ -37,7 +37,7 @@ func TestScripts(t *testing.T) {
 			if err := os.Mkdir(dir, 0o700); err != nil {
 				return err
 			}
-			c, err := startCapsule(dir, env.Defer)
+			c, err := startCapsule(dir, nil, env.Defer)
 			if err != nil {
 				return err
 			}
@@ -50,7 +50,7 @@ func TestScripts(t *testing.T) {
 				return err
 			}
 			cut := *c
-			if cut.address, err = cutNetwork(c.address, env.Defer); err != nil {
+			if cut.address, err = cutNetwork(c.address, cutAfter, env.Defer); err != nil {
 				return err
 			}
 			if err := cut.save(own, "cut", capsulev1.Role_ROLE_ADMIN); err != nil {

@@ -9,7 +9,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
@@ -28,6 +27,7 @@ import (
 
 	capsulev1 "capsule/api/capsule/v1"
 	"capsule/internal/bundle"
+	"capsule/internal/server"
 	"capsule/internal/update"
 )
 
@@ -300,19 +300,16 @@ func (w *cutWriter) Write(p []byte) (int, error) {
 	return w.ResponseWriter.Write(p)
 }
 
-// A push that does not get on ends, with the cause and what to do.
-func TestPushGivesUp(t *testing.T) {
+// pushTo gives a push of a bundle to a capsule, and what it tells.
+func pushTo(t *testing.T, updates server.Updates, data []byte, network func(address string) string) (*updatePush, *bytes.Buffer) {
+	t.Helper()
 	t.Setenv("XDG_CONFIG_HOME", t.TempDir())
-	c, err := startCapsule(t.TempDir(), t.Cleanup)
+	c, err := startCapsule(t.TempDir(), updates, t.Cleanup)
 	if err != nil {
 		t.Fatal(err)
 	}
-	own := filepath.Join(os.Getenv("XDG_CONFIG_HOME"), "capsule")
-	if err := c.save(own, "test", capsulev1.Role_ROLE_ADMIN); err != nil {
-		t.Fatal(err)
-	}
-	data, err := testBundle("v1.9.0-stuck", bundle.Product, 2*bundle.BlockSize)
-	if err != nil {
+	c.address = network(c.address)
+	if err := c.save(filepath.Join(os.Getenv("XDG_CONFIG_HOME"), "capsule"), "test", capsulev1.Role_ROLE_ADMIN); err != nil {
 		t.Fatal(err)
 	}
 	file := filepath.Join(t.TempDir(), "bundle")
@@ -323,18 +320,28 @@ func TestPushGivesUp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer source.close()
-	var notes bytes.Buffer
-	a := &app{capsule: "test", ui: &ui{out: io.Discard, err: &notes}}
-	defer a.close()
+	t.Cleanup(source.close)
+	notes := &bytes.Buffer{}
+	a := &app{capsule: "test", output: formatTable, ui: &ui{out: notes, err: notes}}
+	t.Cleanup(a.close)
 	before, err := fetchUpdateStatus(t.Context(), a)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &updatePush{
+	return &updatePush{
 		app: a, client: a.client, source: source, meter: &meter{line: statusLine{ui: a.ui}},
-		offer: UpdatePushOptions{}.offer(source), before: before, patience: 400 * time.Millisecond,
+		offer: UpdatePushOptions{}.offer(source), before: before, patience: updatePatience,
+	}, notes
+}
+
+// A push that does not get on ends, with the cause and what to do.
+func TestPushGivesUp(t *testing.T) {
+	data, err := testBundle("v1.9.0-stuck", bundle.Product, 2*bundle.BlockSize)
+	if err != nil {
+		t.Fatal(err)
 	}
+	p, notes := pushTo(t, nil, data, func(address string) string { return address })
+	p.patience = 400 * time.Millisecond
 	_, err = p.run(t.Context())
 	var f *failure
 	if !errors.As(err, &f) || !strings.Contains(f.Error(), "did not get on for 400ms: capsule \"test\"") || !strings.Contains(f.hint, "run it again") {
