@@ -1,7 +1,6 @@
 package bundle
 
 import (
-	"crypto"
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/sha256"
@@ -110,7 +109,7 @@ func loadPublicKey(path string) (PublicKey, error) {
 	}
 	parsed, err := x509.ParsePKIXPublicKey(der)
 	if err != nil {
-		return PublicKey{}, fmt.Errorf("key %q: %v: %w", path, err, errdefs.ErrInvalidArgument)
+		return PublicKey{}, fmt.Errorf("key %q: %w: %w", path, err, errdefs.ErrInvalidArgument)
 	}
 	key, ok := parsed.(ed25519.PublicKey)
 	if !ok {
@@ -144,7 +143,7 @@ func LoadPrivateKey(path string) (*PrivateKey, error) {
 	}
 	parsed, err := x509.ParsePKCS8PrivateKey(der)
 	if err != nil {
-		return nil, fmt.Errorf("key %q: %v: %w", path, err, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("key %q: %w: %w", path, err, errdefs.ErrInvalidArgument)
 	}
 	key, ok := parsed.(ed25519.PrivateKey)
 	if !ok {
@@ -155,8 +154,7 @@ func LoadPrivateKey(path string) (*PrivateKey, error) {
 
 // Public is the half that capsules know.
 func (k *PrivateKey) Public() PublicKey {
-	var public crypto.PublicKey = k.key.Public()
-	return PublicKey{key: public.(ed25519.PublicKey)}
+	return PublicKey{key: k.key.Public().(ed25519.PublicKey)}
 }
 
 // Save writes the key to a file that must not be there yet, for its owner only.
