@@ -41,7 +41,10 @@ func (m *Manager) Push(ctx context.Context, o Offer, fetch Fetch, progress func(
 		return nil, err
 	}
 	// From here on the slot's former system is gone.
-	if err := m.forget(); err != nil {
+	m.esp.Lock()
+	err = m.forget()
+	m.esp.Unlock()
+	if err != nil {
 		return nil, err
 	}
 	if err := r.write(ctx); err != nil {
@@ -62,10 +65,8 @@ func (m *Manager) Push(ctx context.Context, o Offer, fetch Fetch, progress func(
 }
 
 // forget takes the other slot's entry and kernel image away, and the record of
-// what was installed there and never started.
+// what was installed there and never started. m.esp is held.
 func (m *Manager) forget() error {
-	m.esp.Lock()
-	defer m.esp.Unlock()
 	if err := m.ESP(disk.Writable, func(esp string) error { return slot.Forget(esp, m.other()) }); err != nil {
 		return fmt.Errorf("make %s free: %w", m.other(), err)
 	}
@@ -112,7 +113,8 @@ func (m *Manager) activate(ctx context.Context, h *bundle.Header, o Offer, fetch
 	}
 	err = m.ESP(disk.Writable, func(esp string) error { return slot.Activate(esp, m.other(), version, written) })
 	if err != nil {
-		return errors.Join(fmt.Errorf("make the boot entry: %w", err), m.Bucket.Delete(record.key))
+		// Perhaps it's there all the same, and would start what was said to have failed.
+		return errors.Join(fmt.Errorf("make the boot entry: %w", err), m.forget())
 	}
 	meter.end()
 	record.Activated = true

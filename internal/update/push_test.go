@@ -411,6 +411,72 @@ func TestCancelled(t *testing.T) {
 	w.wantHistory(w.manager())
 }
 
+// A push that ends at any of its steps on the boot partition, before or after the
+// step, leaves a system to start, and the next push works.
+func TestCutAtEachStep(t *testing.T) {
+	t.Parallel()
+	cut := errors.New("cut")
+	for step, done := 0, false; !done; step++ {
+		for _, after := range []bool{false, true} {
+			w := newWorld(t, first(t))
+			m, r, n := w.settled(w.manager()), second(t), 0
+			m.ESP = func(_ disk.Access, fn func(string) error) error {
+				defer func() { n++ }()
+				if n < step {
+					return fn(w.path("esp"))
+				}
+				if n == step && after {
+					return errors.Join(fn(w.path("esp")), cut)
+				}
+				return cut // the power is off
+			}
+			_, _, err := w.push(m, r, nil)
+			if done = n <= step; done {
+				if err != nil {
+					t.Error(err)
+				}
+				break
+			}
+			if !errors.Is(err, cut) || w.restarts != 0 {
+				t.Errorf("step %d: %v, %d restarts", step, err, w.restarts)
+			}
+			m = w.settled(w.restart())
+			if w.running == "v1.1.0" {
+				if _, err := m.Confirm(t.Context()); err != nil || len(w.history(m)) != 1 {
+					t.Errorf("step %d: %v, %v", step, err, w.history(m))
+				}
+				continue
+			}
+			w.wantHistory(m)
+			w.mustPush(m, r, nil)
+			installedWhole(t, w, r, disk.SlotB)
+		}
+		if step > 20 {
+			t.Fatal("no end")
+		}
+	}
+}
+
+// An entry of which it isn't sure whether it's there doesn't stay.
+func TestEntryThatFailed(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, first(t))
+	m, writes := w.settled(w.manager()), 0
+	m.ESP = func(access disk.Access, fn func(string) error) error {
+		err := fn(w.path("esp"))
+		if access == disk.Writable {
+			if writes++; writes == 2 { // the first makes the slot free
+				return errors.Join(err, errBroken)
+			}
+		}
+		return err
+	}
+	if _, _, err := w.push(m, second(t), nil); !errors.Is(err, errBroken) || w.entry(disk.SlotB) != nil || w.restarts != 0 {
+		t.Error(err, w.entry(disk.SlotB))
+	}
+	w.wantHistory(m)
+}
+
 // Blocks of the running root are taken from there, wherever they are in it.
 func TestDelta(t *testing.T) {
 	t.Parallel()
@@ -451,23 +517,20 @@ func TestDeltaFromDamagedSlot(t *testing.T) {
 // The memory of a push is that of the tree and some buffers, whatever the size.
 func TestPushMemory(t *testing.T) {
 	const blocks, most = 10_000, 16 << 20
-	data := content(2, blocks)
 	w := newWorld(t, first(t))
 	if err := os.Truncate(w.path("slot_b"), blocks*blockSize*2); err != nil {
 		t.Fatal(err)
 	}
-	r := newBuild(t, "v1.1.0", data)
-	w.write("bundle", r.bundle(t, w.key))
-	h, err := bundle.NewHeader(r.manifest, w.key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	data, r = nil, nil
+	w.write("bundle", newBuild(t, "v1.1.0", content(2, blocks)).bundle(t, w.key)) // not held on to
 	f, err := os.Open(w.path("bundle"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
+	h, err := bundle.ReadHeader(f)
+	if err != nil {
+		t.Fatal(err)
+	}
 	m, c := w.manager(), &client{bundle: f, piece: 1 << 20}
 	idle, peak := heap(), uint64(0)
 	_, err = m.Push(t.Context(), Offer{Header: h.Bytes(), Size: h.Size}, func(ctx context.Context, ranges []Range, got func(int64, []byte) error) error {
