@@ -7,6 +7,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -45,17 +46,25 @@ func Tentative(b disk.Boot) (on bool, err error) {
 	return on, nil
 }
 
-// tentative looks at the files. A good entry beside the counted one is a blessing
-// that was cut: it holds.
 func (e esp) tentative(counted string) (bool, error) {
 	files, err := e.list()
 	if err != nil {
 		return false, err
 	}
-	_, there := e.find(counted)
-	running := ofEntry(counted)
-	own, other := best(files, running), best(files, Other(running))
-	return there && own != nil && own.Counted && other != nil && !other.Exhausted(), nil
+	other := best(files, Other(ofEntry(counted)))
+	return unblessed(files, path.Base(counted)) && other != nil && !other.Exhausted(), nil
+}
+
+// unblessed says whether a counted file is there alone. The same entry without
+// counter beside it is a blessing that was cut: it holds.
+func unblessed(files []entryFile, name string) bool {
+	at := slices.IndexFunc(files, func(f entryFile) bool { return strings.EqualFold(f.File, name) })
+	if at < 0 {
+		return false
+	}
+	return !slices.ContainsFunc(files, func(f entryFile) bool {
+		return f.Slot == files[at].Slot && f.fault == "" && !f.Counted && f.Generation == files[at].Generation
+	})
 }
 
 // Bless marks the running entry as good: the loader stops counting it. An entry

@@ -431,6 +431,10 @@ func TestEntries(t *testing.T) {
 	if diff := gocmp.Diff(want, got); diff != "" || err != nil {
 		t.Error(diff, err)
 	}
+	e = plain(t, whole(files{lastB: "6 0.9", goodB: "5 0.9"}))
+	if got, err := Entries(e.dir); err != nil || len(got) != 2 || got[1].Generation != 5 {
+		t.Error("not what the loader takes of two:", got, err)
+	}
 	if got, err := Entries(t.TempDir()); len(got) != 0 || err != nil {
 		t.Error(got, err)
 	}
@@ -451,6 +455,9 @@ func TestTentative(t *testing.T) {
 		"nothing whole to go to":       {files{triedB: "5 0.9", goodA: "4 1.0", kernels + "0.9.efi": "x"}, triedB, false},
 		"the other is exhausted":       {files{triedB: "5 0.9", "loader/entries/capsule-slot_a+0-3.conf": "4 0.9", kernels + "0.9.efi": "x"}, triedB, false},
 		"condemned":                    {whole(nil), triedB, false},
+		"older one beside it":          {whole(files{goodB: "3 0.9", lastB: "5 0.9"}), lastB, true},
+		"damaged":                      {whole(files{triedB: ""}), triedB, true},
+		"in capitals":                  {whole(files{triedB: "5 0.9"}), strings.ToUpper(triedB), true},
 	} {
 		if got, err := plain(t, tc.before).tentative(tc.file); got != tc.want || err != nil {
 			t.Errorf("%s: %t, %v", name, got, err)
