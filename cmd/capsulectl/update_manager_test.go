@@ -160,8 +160,8 @@ func TestPushToManager(t *testing.T) {
 	if p.sent < 13<<20 || p.sent > 26<<20 || p.reused < 3<<20 {
 		t.Errorf("sent %d, reused %d", p.sent, p.reused)
 	}
-	if n := strings.Count(notes.String(), "trying again"); n < 2 {
-		t.Errorf("the network broke %d times", n)
+	if !strings.Contains(notes.String(), "trying again") {
+		t.Error("it does not tell that the network broke")
 	}
 	for _, phase := range []string{"compare: 100 %", "write: 100 %", "verify: 100 %", "activate: 100 %"} {
 		if !strings.Contains(notes.String(), phase) {
