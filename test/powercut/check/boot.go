@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"capsule/internal/blocklog"
+	"capsule/internal/disk"
 	"capsule/internal/durable"
 	"capsule/internal/ext4"
 	"capsule/internal/lvm"
@@ -31,9 +33,14 @@ const (
 
 // A boot is one start of a machine whose power was cut.
 type boot struct {
-	plan plan.Plan
-	cut  blocklog.Cut
-	disk *cutDisk
+	plan   plan.Plan
+	cut    blocklog.Cut
+	disk   *cutDisk
+	log    *blocklog.Log
+	proven map[string]proof // of slots, by name; kept from cut to cut
+
+	booted  disk.Boot // what it starts from, at the updates
+	systems []system  // that the loader can start, in its order
 
 	stage   string
 	facts   int // that were checked
@@ -45,30 +52,55 @@ type boot struct {
 	clones  map[string]string // of snapshots, to look into
 }
 
+// A stage is one part of a start.
+type stage struct {
+	name string
+	do   func(context.Context) error
+}
+
 // run starts as process 1 and the daemon do, then looks at what was promised.
 func (b *boot) run(ctx context.Context) error {
-	for _, step := range []struct {
-		name string
-		do   func(context.Context) error
-	}{
-		{"boot entry", b.checkESP},
+	stages := slices.Concat(b.find(), []stage{
 		{"partition table", func(context.Context) error { return b.disk.openPERM() }},
 		{"open PERM", b.openGroup},
 		{"check /perm", b.checkPerm},
 		{"mount /perm", b.mountPerm},
 		{"open store", b.openStore},
+	}, b.use())
+	for _, s := range stages {
+		if err := s.do(ctx); err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+	}
+	return nil
+}
+
+// find is how the loader comes to a kernel.
+func (b *boot) find() []stage {
+	if b.plan.Updates(b.cut) {
+		return []stage{{"systems", b.checkSystems}, {"start", b.start}}
+	}
+	return []stage{{"boot entry", b.checkESP}}
+}
+
+// use is what works once the state is open. Updates don't touch volumes: they are
+// looked at only if there is time.
+func (b *boot) use() []stage {
+	volumes := []stage{
 		{"activate volumes", b.activate},
 		{"use the whole disk", b.growStorage},
 		{"recover volumes", b.recoverVolumes},
 		{"facts", b.checkFacts},
 		{"settle volumes", b.settleVolumes},
 		{"logical volumes", b.checkLogical},
-	} {
-		if err := step.do(ctx); err != nil {
-			return fmt.Errorf("%s: %w", step.name, err)
-		}
 	}
-	return nil
+	switch {
+	case !b.plan.Updates(b.cut):
+		return volumes
+	case !b.plan.Deep:
+		volumes = []stage{{"facts", b.checkFacts}}
+	}
+	return append(volumes, stage{"next update", b.nextUpdate})
 }
 
 // openGroup makes the group on a disk that was never finished.

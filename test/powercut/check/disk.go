@@ -16,9 +16,9 @@ const copyDevice = "/dev/vdc"
 
 // Names of our devices.
 const (
-	snapshotName = "powercut-disk"
-	permName     = "powercut-perm"
-	groupPrefix  = "capsule-"
+	snapshotName    = "powercut-disk"
+	partitionPrefix = "powercut-part-"
+	groupPrefix     = "capsule-"
 )
 
 const sectorBytes = 512
@@ -64,18 +64,25 @@ func (s *cutDisk) openPERM() error {
 	if _, err := readTable(f); err != nil {
 		return err
 	}
-	p, err := table.ByName(disk.PERM)
+	s.perm, err = s.partition(table, disk.PERM)
+	return err
+}
+
+// partition gives a partition a device.
+func (s *cutDisk) partition(table *disk.Table, label string) (string, error) {
+	p, err := table.ByName(label)
 	if err != nil {
-		return err
+		return "", err
 	}
-	d, err := s.control.Create(permName, false, dm.Target{
+	name := partitionPrefix + strings.ToLower(label)
+	d, err := s.control.Create(name, false, dm.Target{
 		Sectors: p.Last - p.First + 1, Kind: "linear", Params: fmt.Sprintf("%s %d", s.path, p.First),
 	})
 	if err != nil {
-		return err
+		return "", err
 	}
-	s.made, s.perm = append(s.made, permName), d.Path()
-	return nil
+	s.made = append(s.made, name)
+	return d.Path(), nil
 }
 
 // readTable reads the partition table of a disk.

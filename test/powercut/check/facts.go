@@ -25,7 +25,7 @@ import (
 func (b *boot) checkFacts(ctx context.Context) error {
 	var errs []error
 	for _, f := range b.plan.Facts {
-		if !f.Holds(b.cut.N) {
+		if !f.Holds(b.cut.N) || b.volumes == nil && f.NeedsVolumes() {
 			continue
 		}
 		b.facts++
@@ -50,6 +50,10 @@ func (b *boot) checkFact(ctx context.Context, f plan.Fact) error {
 		return checkFile(f.File)
 	case f.Image != "":
 		return checkImage(f.Image)
+	case f.Starts != nil:
+		return b.checkStarts(f.Starts)
+	case f.Keeps != "":
+		return b.checkKeeps(f.Keeps)
 	}
 	return errors.New("a fact of no kind")
 }

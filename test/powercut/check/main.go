@@ -82,6 +82,7 @@ type checker struct {
 	replay  *blocklog.Replayer
 	base    string // device
 	control *dm.Control
+	proven  map[string]proof // of slots
 }
 
 func newChecker(p plan.Plan) (*checker, error) {
@@ -89,7 +90,14 @@ func newChecker(p plan.Plan) (*checker, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := modules.Load("dm_mod", "dm_thin_pool", "dm_snapshot"); err != nil {
+	names := []string{"dm_mod", "dm_thin_pool", "dm_snapshot"}
+	if len(p.Systems) > 0 {
+		names = append(names, "vfat", "nls_cp437", "nls_ascii")
+		if err := mountFirmware(); err != nil {
+			return nil, err
+		}
+	}
+	if err := modules.Load(names...); err != nil {
 		return nil, err
 	}
 	base, err := deviceOf(plan.SerialBase)
@@ -116,7 +124,10 @@ func newChecker(p plan.Plan) (*checker, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &checker{plan: p, log: log, replay: blocklog.NewReplayer(log, blocklog.Disk{File: disk}), base: base, control: control}, nil
+	return &checker{
+		plan: p, log: log, replay: blocklog.NewReplayer(log, blocklog.Disk{File: disk}), base: base, control: control,
+		proven: map[string]proof{},
+	}, nil
 }
 
 // deviceOf finds a disk by its serial number.
@@ -142,7 +153,7 @@ func (c *checker) try(cut blocklog.Cut) (plan.Result, error) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), cutMax)
 	defer cancel()
-	b := &boot{plan: c.plan, cut: cut, disk: s, clones: map[string]string{}}
+	b := &boot{plan: c.plan, cut: cut, disk: s, log: c.log, proven: c.proven, clones: map[string]string{}}
 	result := plan.Result{Cut: cut}
 	if err := b.run(ctx); err != nil {
 		result.Problem = err.Error()

@@ -20,10 +20,23 @@ type Plan struct {
 	LogBytes int64 `json:"log_bytes"`
 	// Disks are the sizes that the disk had.
 	Disks []Disk `json:"disks"`
-	// Deep checks every file system in full.
-	Deep  bool           `json:"deep,omitempty"`
+	// Deep checks every file system in full, and volumes after updates, too.
+	Deep bool `json:"deep,omitempty"`
+	// Systems are the versions between which the recording updates, and UpdatesFrom
+	// is the first log entry of that; none when it doesn't.
+	Systems     []System `json:"systems,omitempty"`
+	UpdatesFrom int      `json:"updates_from,omitempty"`
 	Cuts  []blocklog.Cut `json:"cuts"` // by their base
 	Facts []Fact         `json:"facts"`
+}
+
+// Updates tells whether a cut is at the updates.
+func (p Plan) Updates(c blocklog.Cut) bool { return len(p.Systems) > 0 && c.N >= p.UpdatesFrom }
+
+// A System is what a version is made of.
+type System struct {
+	Version string `json:"version"`
+	UKI     string `json:"uki"` // SHA-256, hexadecimal
 }
 
 // A Disk had so many bytes from then on.
@@ -71,6 +84,19 @@ type Fact struct {
 	PoolBytes int64     `json:"pool_bytes,omitempty"` // the least size of the pool
 	File      string    `json:"file,omitempty"`       // below /perm, that isn't empty
 	Image     string    `json:"image,omitempty"`      // in the image store, with all layers whole
+	Starts    *Starts   `json:"starts,omitempty"`
+	Keeps     string    `json:"keeps,omitempty"` // version that can be started
+}
+
+// NeedsVolumes tells whether the volumes must be there to look.
+func (f Fact) NeedsVolumes() bool {
+	return f.Content != nil || f.Snapshot != nil || f.PoolBytes > 0 || f.Object != nil && f.Object.SizeBytes > 0
+}
+
+// Starts is the version that the boot loader starts.
+type Starts struct {
+	Version   string `json:"version"`
+	Confirmed bool   `json:"confirmed,omitempty"` // for good: its tries aren't counted
 }
 
 // An Object is there with this spec, or gone.
