@@ -142,9 +142,18 @@ func (p *updatePush) run(ctx context.Context) (*capsulev1.UpdateResult, error) {
 			return nil, &failure{exitFailed, errors.New("interrupted"), p.resumeHint()}
 		}
 		if result, err := p.reconnect(ctx, err); result != nil || err != nil {
-			return result, err
+			return result, refusal(err)
 		}
 	}
+}
+
+// refusal tells a bundle that is not trusted from an operator who may not push.
+func refusal(err error) error {
+	s, ok := fromGRPC(err)
+	if !ok || s.Code() != codes.PermissionDenied || strings.Contains(s.Message(), "needs the role") {
+		return err
+	}
+	return &failure{exitRefused, errors.New(s.Message()), "a capsule takes what the keys sign that were built into its image; \"capsulectl release sign\" signs a bundle"}
 }
 
 // reconnect waits until the capsule answers again. A result is that of the push

@@ -104,7 +104,7 @@ func (w *webBundle) get(ctx context.Context, offset, length int64) (body io.Read
 	if w.same != "" {
 		request.Header.Set("If-Range", w.same)
 	}
-	response, err := w.client.Do(request)
+	response, err := w.client.Do(request) //nolint:bodyclose // the taker closes it
 	if err != nil {
 		cancel()
 		return nil, 0, plainURLError(err)

@@ -169,3 +169,24 @@ func TestPushToManager(t *testing.T) {
 		}
 	}
 }
+
+// A bundle that the capsule does not trust is no fault of the operator's certificate.
+func TestPushOfForeignKey(t *testing.T) {
+	own, err := bundle.Generate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign, err := bundle.Generate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	data := make([]byte, 2*bundle.BlockSize)
+	_, manager := newFilesMachine(t, "v1.2.3", data, own, 1<<20)
+	all, _, _ := systemBundle(t, "v1.3.0", data, foreign)
+	p, _ := pushTo(t, manager, all, func(address string) string { return address })
+	_, err = p.run(t.Context())
+	f := p.app.explain(t.Context(), err)
+	if f.code != exitRefused || !strings.Contains(f.Error(), foreign.Public().ID()) || !strings.Contains(f.hint, "keys") {
+		t.Errorf("got %d %v (%s)", f.code, f, f.hint)
+	}
+}
