@@ -23,24 +23,25 @@ import (
 type variant struct {
 	file    string // the bundle, and the name of its step
 	version string // "" for the built one
-	built   int64  // seconds since 1970, 0 for the built version's
+	built   int64  // seconds since 1970; from 0 down, counted from the built version's
 	overlay string // tree that is laid over the root, "" for none
-	remove  globs  // paths of the root that go, before the overlay
-	words   string // put behind the kernel's command line
+	remove  words  // globs of what goes from the root, before the overlay
+	move    words  // OLD=NEW: names that files of the root get, before the overlay
+	append  string // put behind the kernel's command line
 	hash    string // root hash that the kernel is told, "" for the right one
 	image   variantImage
 }
 
 const variantWork = "work"
 
-// globs is a flag that may be given several times.
-type globs []string
+// words is a flag that may be given several times.
+type words []string
 
-func (g *globs) String() string { return strings.Join(*g, " ") }
+func (w *words) String() string { return strings.Join(*w, " ") }
 
 // Set adds one.
-func (g *globs) Set(s string) error {
-	*g = append(*g, s)
+func (w *words) Set(s string) error {
+	*w = append(*w, s)
 	return nil
 }
 
@@ -48,10 +49,11 @@ func variantFlags(flags *flag.FlagSet) *variant {
 	v := &variant{}
 	flags.StringVar(&v.file, "variant", "", "write only this bundle, from the finished build, which stays as it is; the flags below are for it")
 	flags.StringVar(&v.version, "version", "", "variant: its version (default that of the finished build)")
-	flags.Int64Var(&v.built, "built", 0, "variant: seconds since 1970 of its commit (default that of the finished build)")
+	flags.Int64Var(&v.built, "built", 0, "variant: seconds since 1970 of its commit; from 0 down, counted from that of the finished build")
 	flags.StringVar(&v.overlay, "overlay", "", "variant: folder that is laid over its root")
 	flags.Var(&v.remove, "remove", "variant: glob of files to take out of its root; may be repeated")
-	flags.StringVar(&v.words, "append", "", "variant: words to put behind its kernel command line")
+	flags.Var(&v.move, "move", "variant: OLD=NEW, another name for a file of its root; may be repeated")
+	flags.StringVar(&v.append, "append", "", "variant: words to put behind its kernel command line")
 	flags.StringVar(&v.hash, "root-hash", "", "variant: root hash to tell its kernel instead of the right one")
 	return v
 }
@@ -85,7 +87,7 @@ func (b *builder) buildVariant(v *variant) error {
 		return err
 	}
 	defer unlockOwn()
-	k := v.rootKey(&own).text(v.words, v.hash, own.signWith)
+	k := v.rootKey(&own).text(v.append, v.hash, own.signWith)
 	return own.step(filepath.Base(v.file), k, []string{v.file}, func() error { return v.build(&own) })
 }
 
@@ -114,8 +116,8 @@ func (v *variant) inspect(b *builder) (err error) {
 	if v.version == "" {
 		v.version = v.image.version
 	}
-	if v.built == 0 {
-		v.built = v.image.built
+	if v.built <= 0 {
+		v.built += v.image.built
 	}
 	return nil
 }
@@ -156,7 +158,7 @@ func packedAt(image string) (int64, error) {
 
 // rootKey identifies the root of the variant.
 func (v *variant) rootKey(own *builder) *key {
-	k := newKey("variant 1", v.image.stamps, own.version, own.buildUnix, v.remove)
+	k := newKey("variant 1", v.image.stamps, own.version, own.buildUnix, v.remove, v.move)
 	if v.overlay != "" {
 		k.tree(v.overlay)
 	}
@@ -173,8 +175,8 @@ func (v *variant) build(own *builder) error {
 		told.Hash = v.hash
 	}
 	line := commandLine(told)
-	if v.words != "" {
-		line += " " + v.words
+	if v.append != "" {
+		line += " " + v.append
 	}
 	uki := v.file + ".efi"
 	defer os.Remove(uki)
@@ -195,7 +197,7 @@ func (v *variant) build(own *builder) error {
 // root makes the root image, if no variant before had the same.
 func (v *variant) root(own *builder) (rootImage, error) {
 	built := filepath.Join(own.work, "root.erofs")
-	if v.version == v.image.version && v.built == v.image.built && v.overlay == "" && len(v.remove) == 0 {
+	if v.version == v.image.version && v.built == v.image.built && v.overlay == "" && len(v.remove)+len(v.move) == 0 {
 		return readRootImage(built, built+".facts")
 	}
 	sum, err := v.rootKey(own).sum()
@@ -259,6 +261,12 @@ func (v *variant) tree(own *builder, tree, program string) error {
 	}
 	if err := replaceFile(filepath.Join(tree, "usr/lib/os-release"), []byte(osRelease(own.version))); err != nil {
 		return err
+	}
+	for _, names := range v.move {
+		before, after, _ := strings.Cut(names, "=")
+		if err := os.Rename(filepath.Join(tree, before), filepath.Join(tree, after)); err != nil {
+			return err
+		}
 	}
 	if v.overlay == "" {
 		return nil
