@@ -141,6 +141,9 @@ func (r *recording) plan() (*blocklog.Log, plan.Plan) {
 		r.t.Fatal(err)
 	}
 	p := plan.Plan{LogBytes: size, Disks: []plan.Disk{{Bytes: diskBytes}}, Facts: located(l, r.facts)}
+	if r.systems != nil {
+		p.Systems, p.UpdatesFrom = r.systems, l.Begun(r.updatesAt)
+	}
 	for _, d := range r.disks {
 		d.From = l.Begun(r.grownAt)
 		p.Disks = append(p.Disks, d)

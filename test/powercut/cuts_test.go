@@ -14,6 +14,8 @@ import (
 const (
 	// quickCuts are how many cuts the quick form tries.
 	quickCuts = 26
+	// quickUpdateCuts are those at the updates.
+	quickUpdateCuts = 21
 	// sweepCuts are those of the sweep besides all flushes; roundCuts are those of
 	// one round.
 	sweepCuts = 900
@@ -26,9 +28,9 @@ const (
 )
 
 // sample picks cuts at random, the same ones for the same seed: a fifth of them
-// in the first boot, and of all a third in each mode. More of them are where an
+// in the first step, and of all a third in each mode. More of them are where an
 // operation was under way than where nothing was. A few are at spots.
-func sample(l *blocklog.Log, steps []step, count int, seed uint64) []blocklog.Cut {
+func sample(l *blocklog.Log, steps []step, count int, at []spot, seed uint64) []blocklog.Cut {
 	random := rand.New(rand.NewPCG(seed, 0))
 	within := func(s step) int {
 		from, to := l.Begun(s.Begin), l.Begun(s.Acked)
@@ -42,7 +44,7 @@ func sample(l *blocklog.Log, steps []step, count int, seed uint64) []blocklog.Cu
 		}
 		cuts = append(cuts, modeOf(l, i, within(s), random.Uint64()))
 	}
-	for _, s := range spots {
+	for _, s := range at {
 		if all := s.cuts(l, random); len(all) > 0 {
 			for range spotCuts {
 				cuts = append(cuts, all[random.IntN(len(all))])
@@ -79,11 +81,11 @@ func sweep(l *blocklog.Log, steps []step, more int, seed uint64) [][]blocklog.Cu
 	}
 	random := rand.New(rand.NewPCG(seed, 1))
 	for range spotCuts {
-		for _, s := range spots {
+		for _, s := range slices.Concat(spots, updateSpots) {
 			cuts = append(cuts, s.cuts(l, random)...)
 		}
 	}
-	cuts = append(cuts, sample(l, steps, more, seed)...)
+	cuts = append(cuts, sample(l, steps, more, spots, seed)...)
 	random.Shuffle(len(cuts), func(i, j int) { cuts[i], cuts[j] = cuts[j], cuts[i] })
 	var rounds [][]blocklog.Cut
 	for round := range slices.Chunk(cuts, roundCuts) {
@@ -128,6 +130,9 @@ var spots = []spot{
 	// (lvm2, lib/format_text/layout.h).
 	{blocklog.Drop, 4096 + 4, " LVM2 x[5A%r0N*>"},
 }
+
+// updateSpots are boot entries: the FAT that they are on has no journal.
+var updateSpots = []spot{{blocklog.Drop, 0, "title Capsule "}, {blocklog.Prefix, 0, "title Capsule "}}
 
 // cuts are right behind each such write.
 func (s spot) cuts(l *blocklog.Log, random *rand.Rand) (all []blocklog.Cut) {

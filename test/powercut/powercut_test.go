@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -39,6 +40,12 @@ const (
 	againVariable = "CAPSULE_POWERCUT_AGAIN"
 	// cutsVariable are the only cuts to try, as JSON: [{"mode":"drop","n":1234,"seed":5}].
 	cutsVariable = "CAPSULE_POWERCUT_CUTS"
+	// partVariable is the only part to record: "work", or "update" right after the first boot.
+	partVariable = "CAPSULE_POWERCUT_PART"
+	// bundleVariable is a file with the version that is updated to.
+	bundleVariable = "CAPSULE_POWERCUT_BUNDLE"
+	// startsVariable is the number of cut disks that are started; 1 in the quick form.
+	startsVariable = "CAPSULE_POWERCUT_STARTS"
 	// buildVariable is a folder with another image than that of the checkout.
 	buildVariable = "CAPSULE_POWERCUT_BUILD"
 	// reportVariable is a file that the sweep writes its report to.
@@ -60,20 +67,19 @@ func TestPowerCut(t *testing.T) {
 	}
 	t.Setenv("XDG_CONFIG_HOME", filepath.Join(r.dir, "config"))
 	if os.Getenv(againVariable) == "" {
-		r.start()
-		r.work(minutes == 0)
-		r.stop()
-		r.save()
+		r.record(os.Getenv(partVariable), minutes == 0)
 	} else {
 		r.load()
 	}
 	l, p := r.plan()
 	s := &summary{version: r.version, log: l, logBytes: p.LogBytes, steps: r.steps, seed: number(t, seedVariable, 1), began: time.Now()}
 	t.Logf("%d writes, discards and flushes, %d of them flushes, %d MiB; seed %d", len(l.Entries), len(l.Flushes()), p.LogBytes>>20, s.seed)
-	rounds := [][]blocklog.Cut{sample(l, r.steps, quickCuts, s.seed)}
+	rounds := [][]blocklog.Cut{r.quick(l, p, s.seed)}
+	starts := number(t, startsVariable, 1)
 	if minutes > 0 {
 		p.Deep = true
 		rounds = sweep(l, r.steps, sweepCuts, s.seed)
+		starts = number(t, startsVariable, sweepStarts)
 	}
 	if text := os.Getenv(cutsVariable); text != "" {
 		var only []blocklog.Cut
@@ -83,11 +89,42 @@ func TestPowerCut(t *testing.T) {
 		rounds = [][]blocklog.Cut{byBase(l, only)}
 	}
 	r.tryAll(p, rounds, time.Duration(minutes)*time.Minute, s)
+	r.startSome(l, p, int(starts), minutes > 0, s) //nolint:gosec // a few
 	if file := os.Getenv(reportVariable); file != "" {
 		if err := os.WriteFile(file, s.report(), 0o644); err != nil {
 			t.Error(err)
 		}
 	}
+}
+
+// record makes a recording of one part or both.
+func (r *recording) record(part string, quick bool) {
+	r.start()
+	if part != "update" {
+		r.work(quick)
+	}
+	if part != "work" {
+		r.update(quick)
+	}
+	r.stop()
+	r.save()
+}
+
+// quick are the cuts of the quick form.
+func (r *recording) quick(l *blocklog.Log, p plan.Plan, seed uint64) []blocklog.Cut {
+	work, updates := r.steps, []step(nil)
+	if r.systems != nil {
+		i := slices.IndexFunc(r.steps, func(s step) bool { return s.Begin >= r.updatesAt })
+		work, updates = r.steps[:i], r.steps[i:]
+	}
+	var cuts []blocklog.Cut
+	if len(work) > 1 {
+		cuts = sample(l, work, quickCuts, spots, seed)
+	}
+	if len(updates) > 0 {
+		cuts = append(cuts, slices.DeleteFunc(sample(l, updates, quickUpdateCuts, updateSpots, seed), func(c blocklog.Cut) bool { return !p.Updates(c) })...)
+	}
+	return byBase(l, cuts)
 }
 
 // tryAll checks one round after another while there is time; limit 0 is no bound.

@@ -36,6 +36,10 @@ type recording struct {
 	grownAt int64       // length of the log when it grew
 	pool    int64       // bytes, after that
 
+	systems   []plan.System // the image's, and the one that it is updated to
+	updatesAt int64         // length of the log when updates began
+	starts    *fact         // what starts
+
 	// Facts that end when the work goes on.
 	live       map[string]*liveFile // by path
 	idle, size *fact
@@ -63,12 +67,15 @@ type kept struct {
 	Facts   []*fact
 	Disks   []plan.Disk
 	GrownAt int64
+
+	Systems   []plan.System
+	UpdatesAt int64
 }
 
 func (r *recording) file() string { return filepath.Join(r.dir, "recording.json") }
 
 func (r *recording) save() {
-	data, err := json.MarshalIndent(kept{r.version, r.steps, r.facts, r.disks, r.grownAt}, "", "  ")
+	data, err := json.MarshalIndent(kept{r.version, r.steps, r.facts, r.disks, r.grownAt, r.systems, r.updatesAt}, "", "  ")
 	if err == nil {
 		err = os.WriteFile(r.file(), data, 0o600)
 	}
@@ -91,6 +98,7 @@ func (r *recording) load() {
 		r.t.Fatal(err)
 	}
 	r.version, r.steps, r.facts, r.disks, r.grownAt = k.Version, k.Steps, k.Facts, k.Disks, k.GrownAt
+	r.systems, r.updatesAt = k.Systems, k.UpdatesAt
 }
 
 // labs is the folder of the machine.
@@ -200,8 +208,10 @@ func (r *recording) stop() {
 }
 
 // ctl is an operator's command.
-func (r *recording) ctl(args ...string) error {
-	cmd := exec.CommandContext(r.ctx, filepath.Join(r.dir, "capsulectl"), append([]string{"--capsule", r.machine.Name}, args...)...)
+func (r *recording) ctl(args ...string) error { return r.ctlOf(r.machine, args...) }
+
+func (r *recording) ctlOf(m *lab.Machine, args ...string) error {
+	cmd := exec.CommandContext(r.ctx, filepath.Join(r.dir, "capsulectl"), append([]string{"--capsule", m.Name}, args...)...)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("capsulectl %v: %w: %s", args, err, out)
 	}

@@ -5,7 +5,9 @@ package powercut
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"os/exec"
+	"slices"
 	"strings"
 	"time"
 
@@ -22,6 +24,7 @@ type summary struct {
 	seed     uint64
 	planned  int
 	results  []plan.Result
+	started  []started
 	began    time.Time
 	took     time.Duration
 }
@@ -46,6 +49,22 @@ capsule's own kernel by the code with which a capsule starts. It passes when
 - what was synced is intact, byte for byte,
 - no logical volume is lost, and none is left that no record knows,
 - all volumes become as declared, and a new one can be made.
+
+At last the system is updated: another version is pushed, started and confirmed, it
+is gone back from it, it is pushed again, and gone back from while it is on trial.
+After a cut there
+
+- whatever the boot loader can start is the old version or the new one, and never a
+  mix: the kernel image has that version's SHA-256, and every block of its slot
+  matches the root hash that the image names,
+- it first starts what was promised: the new version once its push was acknowledged,
+  without a trial once it was confirmed,
+- the old version can be started at any time,
+- the history of updates knows what became of each, and the next update is taken:
+  both by the daemon's own code. Its slot is made free, and its entry starts next.
+
+Some of these disks are started, as whole machines. The version that answers is one
+of both, in its own slot, and takes the other one as an update.
 
 Three kinds of cuts are tried. ` + "`prefix`" + `: a disk without a cache keeps all up to the
 cut. ` + "`drop`" + `: a disk with a volatile cache keeps what a flush covers, and a random
@@ -81,6 +100,7 @@ func (s *summary) report() []byte {
 	}
 	fmt.Fprintf(&b, ", in %d minutes.\n\n", int(s.took.Minutes()))
 	s.writeModes(&b)
+	s.writeStarted(&b)
 	s.writeSteps(&b)
 	s.writeFailures(&b)
 	return b.Bytes()
@@ -102,6 +122,26 @@ func (s *summary) writeModes(b *bytes.Buffer) {
 		}
 		fmt.Fprintf(b, "| `%s` | %d | %d | %d |\n", mode, tried, failed, facts)
 	}
+}
+
+// writeStarted tells of the machines that were started.
+func (s *summary) writeStarted(b *bytes.Buffer) {
+	if len(s.started) == 0 {
+		return
+	}
+	came, failed := map[string]int{}, 0
+	for _, d := range s.started {
+		if d.problem != "" {
+			failed++
+			continue
+		}
+		came[d.version]++
+	}
+	fmt.Fprintf(b, "\n%d disks that were cut at the updates were started, %d failed; there came up:", len(s.started), failed)
+	for _, version := range slices.Sorted(maps.Keys(came)) {
+		fmt.Fprintf(b, " %s %d times", version, came[version])
+	}
+	fmt.Fprint(b, ".\n")
 }
 
 // writeSteps tells during which operations the power was cut.
@@ -143,6 +183,11 @@ func (s *summary) writeFailures(b *bytes.Buffer) {
 			first = false
 		}
 		fmt.Fprintf(b, "- `%v`: %s\n", r.Cut, strings.ReplaceAll(r.Problem, "\n", "; "))
+	}
+	for _, d := range s.started {
+		if d.problem != "" {
+			fmt.Fprintf(b, "- start of `%v`: %s\n", d.cut, strings.ReplaceAll(d.problem, "\n", "; "))
+		}
 	}
 }
 

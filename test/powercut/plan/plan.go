@@ -24,10 +24,10 @@ type Plan struct {
 	Deep bool `json:"deep,omitempty"`
 	// Systems are the versions between which the recording updates, and UpdatesFrom
 	// is the first log entry of that; none when it doesn't.
-	Systems     []System `json:"systems,omitempty"`
-	UpdatesFrom int      `json:"updates_from,omitempty"`
-	Cuts  []blocklog.Cut `json:"cuts"` // by their base
-	Facts []Fact         `json:"facts"`
+	Systems     []System       `json:"systems,omitempty"`
+	UpdatesFrom int            `json:"updates_from,omitempty"`
+	Cuts        []blocklog.Cut `json:"cuts"` // by their base
+	Facts       []Fact         `json:"facts"`
 }
 
 // Updates tells whether a cut is at the updates.

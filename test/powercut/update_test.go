@@ -1,0 +1,203 @@
+//go:build machine
+
+package powercut
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"time"
+
+	"google.golang.org/grpc"
+
+	capsulev1 "capsule/api/capsule/v1"
+	"capsule/internal/bundle"
+	"capsule/internal/slot"
+	"capsule/test/powercut/plan"
+)
+
+// bootMax is from the request to restart to an API that answers.
+const bootMax = 6 * time.Minute
+
+// blessed is what a capsule says once its first system is one to go back to.
+var blessed = regexp.MustCompile(`its boot entry is good`)
+
+// update replaces the system by the other one while the writes are recorded. The
+// long form goes back in both ways, and pushes onto what a slot has already.
+func (r *recording) update(quick bool) {
+	older, newer := r.findSystems()
+	if err := r.awaitConsole(blessed, bootMax); err != nil {
+		r.t.Fatal(err)
+	}
+	r.idle, r.systems = nil, []plan.System{older, newer}
+	r.updatesAt = r.logged()
+	r.storeWrites("update", 1)
+	r.keeps(older.Version)
+	r.pushUpdate(newer.Version)
+	r.restart(newer.Version, func() error { return r.ctl("capsule", "reboot") })
+	r.step("update confirm", func() error { return r.ctl("capsule", "update", "confirm") })
+	r.willStart(newer.Version, true)
+	if quick {
+		return
+	}
+	kept := r.keeps(newer.Version)
+	r.restart(older.Version, func() error { return r.ctl("capsule", "update", "rollback") })
+	r.ends(kept)
+	r.pushUpdate(newer.Version, "--force")
+	r.restart(newer.Version, func() error { return r.ctl("capsule", "reboot") })
+	r.restart(older.Version, func() error { return r.ctl("capsule", "update", "rollback") })
+	r.willStart(older.Version, true)
+}
+
+// findSystems says what the image and the bundle are.
+func (r *recording) findSystems() (older, newer plan.System) {
+	h, err := readHeader(newerBundle())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	older.Version, newer.Version, newer.UKI = r.version, h.Manifest.Version, h.Manifest.UKI.SHA256
+	if older.UKI, err = sumOf(r.kernel()); err != nil {
+		r.t.Fatal(err)
+	}
+	return older, newer
+}
+
+// kernel is the kernel image of the image's version.
+func (r *recording) kernel() string { return filepath.Join(built(), "capsule-"+r.version+".efi") }
+
+// newerBundle is the bundle that is pushed.
+func newerBundle() string {
+	return cmp.Or(os.Getenv(bundleVariable), filepath.Join(built(), "variants", "next.bundle"))
+}
+
+func readHeader(path string) (*bundle.Header, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return bundle.ReadHeader(f)
+}
+
+func sumOf(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	sum := sha256.New()
+	_, err = io.Copy(sum, f)
+	return fmt.Sprintf("%x", sum.Sum(nil)), err
+}
+
+// pushUpdate installs a version. From then on it starts, with the one before to go
+// back to.
+func (r *recording) pushUpdate(version string, flags ...string) {
+	r.ends(r.starts)
+	r.step("update push", func() error {
+		return r.ctl(append([]string{"capsule", "update", "push", newerBundle(), "--no-reboot"}, flags...)...)
+	})
+	r.willStart(version, false)
+}
+
+// restart waits until a version runs. Meanwhile the firmware renames the entry, by
+// its own code and not safe from cuts: there may be none for a moment, and the other
+// system starts.
+func (r *recording) restart(version string, do func() error) {
+	r.ends(r.starts)
+	r.step("restart with "+version, func() error {
+		if err := do(); err != nil {
+			return err
+		}
+		return awaitSystem(r.ctx, r.conn, version)
+	})
+	r.willStart(version, false)
+}
+
+// willStart notes what the loader starts from the last step on.
+func (r *recording) willStart(version string, confirmed bool) {
+	r.ends(r.starts)
+	r.starts = r.holds(plan.Fact{Starts: &plan.Starts{Version: version, Confirmed: confirmed}})
+}
+
+// keeps notes what can be started from the last step on.
+func (r *recording) keeps(version string) *fact { return r.holds(plan.Fact{Keeps: version}) }
+
+// awaitSystem waits until the API answers with a version.
+func awaitSystem(ctx context.Context, conn *grpc.ClientConn, version string) error {
+	ctx, cancel := context.WithTimeout(ctx, bootMax)
+	defer cancel()
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		info, err := infoOf(ctx, conn)
+		if err == nil && info.GetVersion() == version {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("version %s never answered, at last %q: %w", version, info.GetVersion(), errors.Join(err, ctx.Err()))
+		case <-tick.C:
+		}
+	}
+}
+
+func infoOf(ctx context.Context, conn *grpc.ClientConn) (*capsulev1.InfoResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	return capsulev1.NewCapsuleServiceClient(conn).Info(ctx, &capsulev1.InfoRequest{})
+}
+
+// olderBundle makes a bundle of the image, signed as the image's own.
+func (r *recording) olderBundle() (string, error) {
+	path := filepath.Join(r.dir, "older.bundle")
+	if _, err := os.Stat(path); err == nil {
+		return path, nil
+	}
+	key, err := bundle.LoadPrivateKey(filepath.Join(built(), "development.key"))
+	if err != nil {
+		return "", err
+	}
+	kernel, err := os.Open(r.kernel())
+	if err != nil {
+		return "", err
+	}
+	defer kernel.Close()
+	root, err := os.Open(filepath.Join(built(), "root-"+r.version+".erofs"))
+	if err != nil {
+		return "", err
+	}
+	defer root.Close()
+	m, err := r.olderManifest(kernel, root)
+	if err != nil {
+		return "", err
+	}
+	out, err := os.Create(path)
+	if err != nil {
+		return "", err
+	}
+	return path, errors.Join(bundle.Write(out, m, key, kernel, root), out.Close())
+}
+
+func (r *recording) olderManifest(kernel, root *os.File) (m bundle.Manifest, err error) {
+	sizeKernel, err := kernel.Stat()
+	if err != nil {
+		return m, err
+	}
+	sizeRoot, err := root.Stat()
+	if err != nil {
+		return m, err
+	}
+	content, err := slot.RootOf(built(), slot.Entry{UKI: "/" + filepath.Base(kernel.Name())})
+	return bundle.Manifest{
+		Product: bundle.Product, Version: r.version, Architecture: "amd64",
+		UKI:  bundle.Part{Size: sizeKernel.Size(), SHA256: r.systems[0].UKI},
+		Root: bundle.Root{Size: sizeRoot.Size(), DataBytes: content.DataBytes, VerityHash: content.Hash},
+	}, err
+}
