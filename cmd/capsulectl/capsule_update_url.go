@@ -231,6 +231,9 @@ func (r *webReader) once(p []byte) (n int, err error) {
 // rest waits before the next try, or ends the tries.
 func (r *webReader) rest(err error) error {
 	var final errFinal
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || (errors.Is(err, context.Canceled) && r.ctx.Err() == nil) {
+		err = errors.New("the server broke off")
+	}
 	if r.tries == 0 {
 		r.stuck = time.Now()
 	}
@@ -241,9 +244,6 @@ func (r *webReader) rest(err error) error {
 		return final.error
 	case time.Since(r.stuck) >= r.web.patience:
 		return err
-	}
-	if errors.Is(err, io.EOF) || errors.Is(err, context.Canceled) {
-		err = errors.New("the server broke off")
 	}
 	if r.tries++; r.tries > 1 { // an answer that ends early is common, and only asked for again
 		r.web.meter.note("fetch %q: %s; trying again", r.web.shown, err)
