@@ -44,6 +44,7 @@ var parts = []part{
 	{"start", "Start of a container", startMethod, (*bench).start},
 	{"guest", "Start of a microVM's guest", guestMethod, (*bench).guest},
 	{"machines", "MicroVMs of one image", machinesMethod, (*bench).machines},
+	{"bundle", "Update bundle", bundleMethod, (*bench).bundle},
 }
 
 func (p part) wanted(only string) bool {
