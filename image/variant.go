@@ -87,7 +87,7 @@ func (b *builder) buildVariant(v *variant) error {
 		return err
 	}
 	defer unlockOwn()
-	k := v.rootKey(&own).text(v.append, v.hash, own.signWith)
+	k := v.rootKey(&own).text(commandLine(rootImage{}), v.append, v.hash, own.signWith)
 	return own.step(filepath.Base(v.file), k, []string{v.file}, func() error { return v.build(&own) })
 }
 

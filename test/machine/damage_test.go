@@ -26,9 +26,15 @@ import (
 const permPartition = 4
 
 // damage NAME PARTITION OFFSET LENGTH: overwrites a part of a stopped
-// machine's partition with noise. PARTITION is its number in the GPT.
+// machine's partition with noise. PARTITION is its number in the GPT, or its name.
+//
+// damage NAME slot_a|slot_b [FILE]: changes one bit of the root there.
 func damage(ts *testscript.TestScript, _ bool, args []string) {
-	need(ts, args, 4, "damage NAME PARTITION OFFSET LENGTH")
+	need(ts, args, 2, "damage NAME slot_a|slot_b [FILE]")
+	if len(args) < 4 {
+		damageSlot(ts, args)
+		return
+	}
 	f := openDisk(ts, args[0])
 	defer f.Close()
 	start, _ := partition(ts, f, args[1])
@@ -130,18 +136,18 @@ func openDisk(ts *testscript.TestScript, name string) *os.File {
 	return f
 }
 
-// partition gives the first byte and the length of a partition.
-func partition(ts *testscript.TestScript, f *os.File, number string) (start, size int64) {
+// partition gives the first byte and the length of a partition, by number or name.
+func partition(ts *testscript.TestScript, f *os.File, wanted string) (start, size int64) {
 	info, err := f.Stat()
 	ts.Check(err)
 	table, err := disk.ReadTable(f, 512, uint64(info.Size()/512))
 	ts.Check(err)
 	for _, p := range table.Partitions {
-		if strconv.Itoa(p.Number) == number {
+		if strconv.Itoa(p.Number) == wanted || p.Name == wanted {
 			return int64(p.First) * 512, int64(table.Bytes(p))
 		}
 	}
-	ts.Fatalf("no partition %s", number)
+	ts.Fatalf("no partition %s", wanted)
 	return 0, 0
 }
 

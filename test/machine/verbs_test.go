@@ -33,10 +33,12 @@ const guestsHost = "10.0.2.2"
 var verbs = map[string]func(ts *testscript.TestScript, neg bool, args []string){
 	"archive":  archive,
 	"await":    await,
+	"bundle":   makeBundle,
 	"console":  console,
 	"crash":    crash,
 	"damage":   damage,
 	"digest":   digest,
+	"esp":      esp,
 	"fetch":    fetch,
 	"grow":     grow,
 	"image":    image,
