@@ -38,6 +38,7 @@ type recording struct {
 
 	systems   []plan.System // the image's, and the one that it is updated to
 	updatesAt int64         // length of the log when updates began
+	bundle    string        // of the second system
 	starts    *fact         // what starts
 
 	// Facts that end when the work goes on.
@@ -70,12 +71,13 @@ type kept struct {
 
 	Systems   []plan.System
 	UpdatesAt int64
+	Bundle    string
 }
 
 func (r *recording) file() string { return filepath.Join(r.dir, "recording.json") }
 
 func (r *recording) save() {
-	data, err := json.MarshalIndent(kept{r.version, r.steps, r.facts, r.disks, r.grownAt, r.systems, r.updatesAt}, "", "  ")
+	data, err := json.MarshalIndent(kept{r.version, r.steps, r.facts, r.disks, r.grownAt, r.systems, r.updatesAt, r.bundle}, "", "  ")
 	if err == nil {
 		err = os.WriteFile(r.file(), data, 0o600)
 	}
@@ -98,7 +100,7 @@ func (r *recording) load() {
 		r.t.Fatal(err)
 	}
 	r.version, r.steps, r.facts, r.disks, r.grownAt = k.Version, k.Steps, k.Facts, k.Disks, k.GrownAt
-	r.systems, r.updatesAt = k.Systems, k.UpdatesAt
+	r.systems, r.updatesAt, r.bundle = k.Systems, k.UpdatesAt, k.Bundle
 }
 
 // labs is the folder of the machine.

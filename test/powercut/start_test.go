@@ -129,7 +129,7 @@ func (r *recording) checkStarted(conn *grpc.ClientConn, p plan.Plan, cut blocklo
 
 // pushAgain brings the version that doesn't run, and keeps it.
 func (r *recording) pushAgain(m *lab.Machine, conn *grpc.ClientConn, s *capsulev1.UpdateServiceStatusResponse) error {
-	other, file := r.systems[1].Version, newerBundle()
+	other, file := r.systems[1].Version, r.bundle
 	if s.GetVersion() == other {
 		older, err := r.olderBundle()
 		if err != nil {

@@ -3,13 +3,13 @@
 package powercut
 
 import (
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"time"
@@ -57,10 +57,15 @@ func (r *recording) update(quick bool) {
 
 // findSystems says what the image and the bundle are.
 func (r *recording) findSystems() (older, newer plan.System) {
-	h, err := readHeader(newerBundle())
+	file, err := r.newerBundle()
 	if err != nil {
 		r.t.Fatal(err)
 	}
+	h, err := readHeader(file)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.bundle = file
 	older.Version, newer.Version, newer.UKI = r.version, h.Manifest.Version, h.Manifest.UKI.SHA256
 	if older.UKI, err = sumOf(r.kernel()); err != nil {
 		r.t.Fatal(err)
@@ -71,9 +76,22 @@ func (r *recording) findSystems() (older, newer plan.System) {
 // kernel is the kernel image of the image's version.
 func (r *recording) kernel() string { return filepath.Join(built(), "capsule-"+r.version+".efi") }
 
-// newerBundle is the bundle that is pushed.
-func newerBundle() string {
-	return cmp.Or(os.Getenv(bundleVariable), filepath.Join(built(), "variants", "next.bundle"))
+// newerBundle is the bundle that is pushed: by itself the image's content as another
+// version, which stays in the build's folder for the next run.
+func (r *recording) newerBundle() (string, error) {
+	if path := os.Getenv(bundleVariable); path != "" {
+		return path, nil
+	}
+	path := filepath.Join(built(), "powercut", "next.bundle")
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return "", err
+	}
+	cmd := exec.CommandContext(r.ctx, "go", "run", "./image", "-out", built(), "-variant", path, "-version", r.version+"+next")
+	cmd.Dir = repository
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("make the next version: %w: %s", err, text)
+	}
+	return path, nil
 }
 
 func readHeader(path string) (*bundle.Header, error) {
@@ -99,9 +117,9 @@ func sumOf(path string) (string, error) {
 // pushUpdate installs a version. From then on it starts, with the one before to go
 // back to.
 func (r *recording) pushUpdate(version string, flags ...string) {
-	r.ends(r.starts)
+	r.anyStarts()
 	r.step("update push", func() error {
-		return r.ctl(append([]string{"capsule", "update", "push", newerBundle(), "--no-reboot"}, flags...)...)
+		return r.ctl(append([]string{"capsule", "update", "push", r.bundle, "--no-reboot", "--allow-downgrade"}, flags...)...)
 	})
 	r.willStart(version, false)
 }
@@ -110,7 +128,7 @@ func (r *recording) pushUpdate(version string, flags ...string) {
 // its own code and not safe from cuts: there may be none for a moment, and the other
 // system starts.
 func (r *recording) restart(version string, do func() error) {
-	r.ends(r.starts)
+	r.anyStarts()
 	r.step("restart with "+version, func() error {
 		if err := do(); err != nil {
 			return err
@@ -122,8 +140,14 @@ func (r *recording) restart(version string, do func() error) {
 
 // willStart notes what the loader starts from the last step on.
 func (r *recording) willStart(version string, confirmed bool) {
-	r.ends(r.starts)
+	r.anyStarts()
 	r.starts = r.holds(plan.Fact{Starts: &plan.Starts{Version: version, Confirmed: confirmed}})
+}
+
+// anyStarts notes that from now on another system may start.
+func (r *recording) anyStarts() {
+	r.ends(r.starts)
+	r.starts = nil
 }
 
 // keeps notes what can be started from the last step on.
