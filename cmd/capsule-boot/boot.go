@@ -13,6 +13,7 @@ import (
 	"capsule/internal/disk"
 	"capsule/internal/kmod"
 	"capsule/internal/slot"
+	"capsule/internal/watchdog"
 )
 
 const (
@@ -42,6 +43,8 @@ func boot(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	dog := watchdog.New("/dev")
+	guard(modules, dog)
 	_ = modules.Load("sha256_ssse3") // a processor without it has the kernel's slow one
 	if err := modules.Load("dm_mod", "dm_verity", "erofs"); err != nil {
 		return err
@@ -50,11 +53,12 @@ func boot(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d, err := waitDisk(ctx, modules, listener, esp)
+	d, err := waitDisk(ctx, modules, listener, esp, dog)
 	if err != nil {
 		return err
 	}
 	_ = listener.Close()
+	dog.Feed()
 	name, err := mountSlot(d, line)
 	if err != nil {
 		return err
@@ -136,14 +140,40 @@ func bootedESP(modules *kmod.Set, line cmdline) (string, error) {
 	return disk.BootedESP(disk.EFIVars)
 }
 
+// guard arms the kernel's own watchdog: what hangs from here on resets the machine.
+// Nothing disarms it on the way to capsuled, which feeds it from its first step on.
+func guard(modules *kmod.Set, dog *watchdog.Watchdog) {
+	if err := modules.Load("softdog"); err != nil {
+		say("no watchdog: %v", err)
+	}
+	dog.Open()
+	dog.Feed()
+}
+
+// feed feeds the watchdogs during a wait that has an end of its own.
+func feed(ctx context.Context, dog *watchdog.Watchdog) {
+	tick := time.NewTicker(watchdog.Every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			dog.Feed()
+		}
+	}
+}
+
 // waitDisk loads drivers until the boot disk with all its partitions is there. A
 // look follows each event of a block device, so nothing is polled.
-func waitDisk(ctx context.Context, modules *kmod.Set, l *kmod.Listener, esp string) (*disk.Disk, error) {
+func waitDisk(ctx context.Context, modules *kmod.Set, l *kmod.Listener, esp string, dog *watchdog.Watchdog) (*disk.Disk, error) {
 	late := time.AfterFunc(sayLate, func() { say("waiting for the disk with partition %s", esp) })
 	defer late.Stop()
 	ctx, cancel := context.WithTimeout(ctx, diskMax)
 	defer cancel()
 	modules.Coldplug(sysfs)
+	dog.Open() // the machine's own has its driver now
+	go feed(ctx, dog)
 	var found *disk.Disk
 	look := func() bool {
 		d, err := disk.Find(sysfs, esp)

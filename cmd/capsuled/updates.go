@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	capsulev1 "capsule/api/capsule/v1"
 	"capsule/internal/bundle"
 	"capsule/internal/disk"
@@ -104,7 +106,7 @@ func (u updated) Tell(text string) error { return notify(text) }
 // the workloads that an update must keep running.
 func (u updated) Unready() (out []string) {
 	if !u.d.announced.Load() {
-		out = append(out, "containerd does not answer yet, or the network of workloads is not made")
+		return []string{"containerd does not answer yet, or the network of workloads is not made"}
 	}
 	if u.d.silent.Load() {
 		out = append(out, "the API does not answer")
@@ -134,7 +136,7 @@ func unready(ctx context.Context, st *store.Store, running func(context.Context,
 		id, _, err := running(ctx, name)
 		switch {
 		case err != nil:
-			out = append(out, err.Error())
+			out = append(out, strings.TrimSuffix(err.Error(), ": "+errdefs.ErrFailedPrecondition.Error()))
 		case id.Generation != o.GetMeta().GetGeneration():
 			out = append(out, fmt.Sprintf("workload %q runs as it was declared before, not as it is now: %s", name, status.GetMessage()))
 		case status.GetPhase() != capsulev1.Phase_PHASE_RUNNING: // it has just been started, and may end again
