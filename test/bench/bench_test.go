@@ -1,6 +1,9 @@
 package main
 
 import (
+	"bytes"
+	"encoding/binary"
+	"io"
 	"os"
 	"regexp"
 	"slices"
@@ -9,6 +12,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	capsulev1 "capsule/api/capsule/v1"
 )
 
 func TestSplit(t *testing.T) {
@@ -74,6 +79,65 @@ func TestPage(t *testing.T) {
 			if !slices.Contains(partNames(), name) {
 				t.Errorf("%q: no part %q", c[0], name)
 			}
+		}
+	}
+}
+
+func TestOutage(t *testing.T) {
+	w := &watch{info: make(chan *capsulev1.InfoResponse, 1)}
+	old, next := &capsulev1.InfoResponse{Version: "v1"}, &capsulev1.InfoResponse{Version: "v2"}
+	w.answered(old)
+	if len(w.info) != 0 {
+		t.Fatal("an answer before the first reset counts")
+	}
+	w.reset()
+	if _, over := w.over(true); over {
+		t.Error("it is over before anything answered")
+	}
+	w.answered(next)
+	w.reset() // what had answered went again
+	if len(w.info) != 0 {
+		t.Error("an answer of before the reset is left")
+	}
+	w.answered(next)
+	if _, over := w.over(false); over {
+		t.Error("it is over with another answer than the one")
+	}
+	w.answered(old)
+	got, over := w.over(true)
+	if !over || len(got.resets) != 2 || got.boots() > got.down() || got.first.Before(got.resets[1]) {
+		t.Errorf("got %+v, over %v", got, over)
+	}
+	if len(w.now.resets) != 0 {
+		t.Error("the next outage begins with old resets")
+	}
+}
+
+// The kernel image's section that moved is the same; one that changed is not.
+func TestLacksSections(t *testing.T) {
+	image := func(moved int, initrd string) *io.SectionReader {
+		b := make([]byte, 1024+moved)
+		copy(b, "MZ")
+		le := binary.LittleEndian
+		le.PutUint32(b[0x3c:], 64)
+		copy(b[64:], "PE\x00\x00\x64\x86\x02\x00")
+		for i, data := range []string{strings.Repeat("k", 4096), initrd} {
+			h := b[88+40*i:]
+			copy(h, []string{".linux", ".initrd"}[i])
+			le.PutUint32(h[16:], uint32(len(data)))
+			le.PutUint32(h[20:], uint32(len(b)))
+			b = append(b, data...)
+		}
+		return io.NewSectionReader(bytes.NewReader(b), 0, int64(len(b)))
+	}
+	for _, c := range []struct {
+		moved  int
+		initrd string
+		want   int64
+	}{{0, "same", 1024}, {512, "same", 1024 + 512}, {0, "diff", 1024 + 4}, {0, "longer", 1024 + 6}} {
+		got, err := lacksSections(image(0, "same"), image(c.moved, c.initrd))
+		if err != nil || got != c.want {
+			t.Errorf("moved by %d, initrd %q: got %d and %v, want %d", c.moved, c.initrd, got, err, c.want)
 		}
 	}
 }

@@ -11,11 +11,11 @@ import (
 	"capsule/internal/slot"
 )
 
-const bundleMethod = `A bundle has header, kernel image and root. What a push sends of it is counted from the bundles as the
-capsule does: the header, the root's hash tree, each block of 4 KiB of the root whose hash is not in the tree of
-the running one, and of the kernel image the sections that the running one does not have. One Go package: a file
-more in ` + "`internal/server`" + `, and another version linked into ` + "`capsuled`" + `. One Debian package: its files are those of
-another version that the mirror has.`
+const bundleMethod = `A bundle has header, kernel image and root. What a push has to send of it is counted from two bundles as the
+capsule does it: the header, the root's hash tree, and each block of 4 KiB of the root whose hash is not in the tree
+of the running one. Of the kernel image all, and beside that only its sections that the running one does not have,
+byte for byte. One Go package: a file more in ` + "`internal/server`" + `, and another version linked into ` + "`capsuled`" + `. One
+Debian package: another version linked in, and the package's files are those of another version that the mirror has.`
 
 // changedFile is what a changed Go package has more: code before its other code.
 const (
@@ -37,7 +37,7 @@ func (b *bench) bundle(ctx context.Context) error {
 	row("of that, root", fmt.Sprintf("%.1f", float64(built.Manifest.Root.Size)/mib), "")
 	row("of that, hash tree, which every push sends", fmt.Sprintf("%.1f", float64(built.Manifest.Root.Size-built.Manifest.Root.DataBytes)/mib), "")
 	fmt.Println()
-	head("Next version differs in", "of the root MiB", "of the kernel image MiB", "**sent**", "share of the bundle", "with all of the kernel image", "Goal")
+	head("Next version differs in", "root, MiB", "share with all of the kernel image", "changed sections of that, MiB", "**share with those**", "Goal")
 	s, err := b.variant(ctx, "version", after(built, "version")...)
 	if err != nil {
 		return err
@@ -68,10 +68,9 @@ func tellDelta(what string, old, next *system) error {
 	if err != nil {
 		return err
 	}
-	sent := d.root + d.uki
 	share := func(n int64) string { return fmt.Sprintf("%.1f %%", float64(n)*100/float64(next.Size)) }
-	row(what, fmt.Sprintf("%.1f", float64(d.root)/mib), fmt.Sprintf("%.1f", float64(d.uki)/mib), fmt.Sprintf("%.1f", float64(sent)/mib),
-		share(sent), share(d.root+next.Manifest.UKI.Size), "≤ 20 %")
+	row(what, fmt.Sprintf("%.1f", float64(d.root)/mib), share(d.root+next.Manifest.UKI.Size),
+		fmt.Sprintf("%.2f", float64(d.uki)/mib), share(d.root+d.uki), "≤ 20 %")
 	return nil
 }
 

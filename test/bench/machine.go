@@ -50,21 +50,27 @@ func (b *bench) discard(ctx context.Context, m *lab.Machine) {
 
 // ctl runs capsulectl against a machine and gives what it prints.
 func (b *bench) ctl(m *lab.Machine, args ...string) (string, error) {
+	out, _, err := b.ctlNotes(m, args...)
+	return out, err
+}
+
+// ctlNotes gives also what capsulectl says beside that.
+func (b *bench) ctlNotes(m *lab.Machine, args ...string) (out, notes string, err error) {
 	c, err := m.Context()
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	if err := save(c); err != nil {
-		return "", err
+		return "", "", err
 	}
 	var complaints strings.Builder
 	cmd := exec.Command(filepath.Join(b.repository, "bin/capsulectl"), append([]string{"--capsule", m.Name}, args...)...)
 	cmd.Stderr = &complaints
-	out, err := cmd.Output()
+	text, err := cmd.Output()
 	if err != nil {
-		return "", fmt.Errorf("capsulectl %s: %w: %s", strings.Join(args, " "), err, complaints.String())
+		return "", "", fmt.Errorf("capsulectl %s: %w: %s", strings.Join(args, " "), err, complaints.String())
 	}
-	return string(out), nil
+	return string(text), complaints.String(), nil
 }
 
 // save keeps a machine's context where capsulectl looks for it.

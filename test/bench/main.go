@@ -45,6 +45,8 @@ var parts = []part{
 	{"guest", "Start of a microVM's guest", guestMethod, (*bench).guest},
 	{"machines", "MicroVMs of one image", machinesMethod, (*bench).machines},
 	{"bundle", "Update bundle", bundleMethod, (*bench).bundle},
+	{"push", "Push of an update", pushMethod, (*bench).pushUpdate},
+	{"rollback", "Rollback", rollbackMethod, (*bench).rollback},
 }
 
 func (p part) wanted(only string) bool {
