@@ -84,14 +84,14 @@ func makeBundle(ts *testscript.TestScript, _ bool, args []string) {
 		fault = args[2]
 	}
 	began := time.Now()
-	path, err := bundleFile(args[1], fault)
+	file, err := bundleFile(args[1], fault)
 	ts.Check(err)
 	ts.Logf("bundle of %s %s after %.1f s", args[1], fault, time.Since(began).Seconds())
 	link := ts.MkAbs(args[0])
 	if err := os.Remove(link); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		ts.Check(err)
 	}
-	ts.Check(os.Symlink(path, link))
+	ts.Check(os.Symlink(file, link))
 }
 
 func bundleFile(version, fault string) (string, error) {
@@ -179,7 +179,7 @@ func damageSlot(ts *testscript.TestScript, args []string) {
 //	                             FSCK0000.REC as a repair leaves it, or of another name
 //	list NAME                    prints all files: size in bytes, path
 //	put NAME PATH FILE           writes a file
-//	remove NAME PATH             removes one
+//	remove NAME PATH             removes one; only one in the top folder gives up its space
 func esp(ts *testscript.TestScript, _ bool, args []string) {
 	need(ts, args, 2, "esp fill|list|put|remove NAME [ARGS...]")
 	var err error
@@ -201,13 +201,17 @@ func esp(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 	switch verb {
 	case "list":
-		ts.Check(listFAT(ts, volume, "/"))
+		ts.Check(listFAT(ts, volume, "."))
 	case "put":
 		need(ts, args, 3, "esp put NAME PATH FILE")
-		ts.Check(putFAT(volume, args[1], []byte(ts.ReadFile(args[2]))))
+		ts.Check(putFAT(volume, onFAT(args[1]), []byte(ts.ReadFile(args[2]))))
 	case "remove":
 		need(ts, args, 2, "esp remove NAME PATH")
-		ts.Check(volume.Remove(args[1]))
+		if name := onFAT(args[1]); path.Dir(name) != "." {
+			ts.Check(volume.Remove(name)) // what it held stays in use
+		} else {
+			ts.Check(faults.EmptyFAT(f, start, name))
+		}
 	default:
 		ts.Fatalf("esp: no verb %q", verb)
 	}
@@ -225,13 +229,16 @@ func listFAT(ts *testscript.TestScript, volume *fat32.FileSystem, dir string) er
 			return err
 		}
 		if !e.IsDir() {
-			fmt.Fprintf(ts.Stdout(), "%d %s\n", info.Size(), name)
+			fmt.Fprintf(ts.Stdout(), "%d /%s\n", info.Size(), name)
 		} else if err := listFAT(ts, volume, name); err != nil {
 			return err
 		}
 	}
 	return nil
 }
+
+// onFAT is a path as go-diskfs wants it, with or without a slash in front.
+func onFAT(name string) string { return strings.TrimPrefix(path.Clean(name), "/") }
 
 func putFAT(volume *fat32.FileSystem, name string, content []byte) error {
 	out, err := volume.OpenFile(name, os.O_CREATE|os.O_RDWR|os.O_TRUNC)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"capsule/internal/run"
@@ -73,6 +75,8 @@ type fat struct {
 
 const (
 	fatEnd       = 0x0fffffff
+	fatLast      = 0x0ffffff8 // from here on all are ends
+	fatUnknown   = 0xffffffff // of how much is free
 	fatMask      = 0x0fffffff
 	fatFirst     = 2
 	fatEntry     = 32
@@ -134,43 +138,77 @@ func FillFAT(f *os.File, start int64, name string, free int64) error {
 	return v.writeTables(uint32(int64(len(unused)) - take))
 }
 
+// EmptyFAT removes a file with a short name from the top folder of a FAT32 volume, and
+// frees what it holds.
+func EmptyFAT(f *os.File, start int64, name string) error {
+	v, err := openFAT(f, start)
+	if err != nil {
+		return err
+	}
+	short, err := shortName(name)
+	if err != nil {
+		return err
+	}
+	at, e, err := v.find(func(e []byte) bool { return string(e[:fatShortName]) == short })
+	if err != nil {
+		return fmt.Errorf("find %s: %w", name, err)
+	}
+	cluster := uint32(binary.LittleEndian.Uint16(e[20:]))<<16 | uint32(binary.LittleEndian.Uint16(e[26:]))
+	for cluster >= fatFirst && cluster&fatMask < fatLast {
+		cluster, v.next[cluster] = v.next[cluster], 0
+	}
+	if _, err := f.WriteAt([]byte{fatDeleted}, at); err != nil {
+		return err
+	}
+	return v.writeTables(fatUnknown)
+}
+
 // enter writes the file's entry over the first unused one of the top folder.
 func (v *fat) enter(name string, first, size uint32) error {
 	short, err := shortName(name)
 	if err != nil {
 		return err
 	}
-	dir := make([]byte, v.cluster)
-	for cluster := v.root; cluster&fatMask < fatEnd-7; cluster = v.next[cluster] {
-		at := v.data + int64(cluster-fatFirst)*v.cluster
-		if _, err := v.f.ReadAt(dir, at); err != nil {
-			return err
-		}
-		for i := 0; i < len(dir); i += fatEntry {
-			if string(dir[i:i+fatShortName]) == short {
-				return fmt.Errorf("%s is there already", name)
-			}
-			if dir[i] != 0 && dir[i] != fatDeleted {
-				continue
-			}
-			e := make([]byte, fatEntry)
-			copy(e, short)
-			e[11] = 0x20 // a file
-			binary.LittleEndian.PutUint16(e[20:], uint16(first>>16))
-			binary.LittleEndian.PutUint16(e[26:], uint16(first))
-			binary.LittleEndian.PutUint32(e[28:], size)
-			_, err := v.f.WriteAt(e, at+int64(i))
-			return err
-		}
+	if _, _, err := v.find(func(e []byte) bool { return string(e[:fatShortName]) == short }); err == nil {
+		return fmt.Errorf("%s is there already", name)
 	}
-	return fmt.Errorf("the top folder is full")
+	at, _, err := v.find(func(e []byte) bool { return e[0] == 0 || e[0] == fatDeleted })
+	if err != nil {
+		return fmt.Errorf("enter %s: %w", name, err)
+	}
+	e := make([]byte, fatEntry)
+	copy(e, short)
+	e[11] = 0x20 // a file
+	binary.LittleEndian.PutUint16(e[20:], uint16(first>>16))
+	binary.LittleEndian.PutUint16(e[26:], uint16(first))
+	binary.LittleEndian.PutUint32(e[28:], size)
+	_, err = v.f.WriteAt(e, at)
+	return err
 }
 
-// shortName is FILE.EXT as it stands in a folder.
-func shortName(name string) (string, error) {
-	if !regexp.MustCompile(`^[A-Z0-9_-]{1,8}\.[A-Z0-9_-]{1,3}$`).MatchString(name) {
-		return "", fmt.Errorf("name %q: want at most 8 capital letters and digits, a dot, and at most 3", name)
+// find gives the first entry of the top folder that is right, and where it is.
+func (v *fat) find(right func(e []byte) bool) (at int64, e []byte, err error) {
+	dir := make([]byte, v.cluster)
+	for cluster := v.root; cluster&fatMask < fatLast; cluster = v.next[cluster] {
+		at := v.data + int64(cluster-fatFirst)*v.cluster
+		if _, err := v.f.ReadAt(dir, at); err != nil {
+			return 0, nil, err
+		}
+		for i := 0; i < len(dir); i += fatEntry {
+			if e := dir[i : i+fatEntry]; right(e) {
+				return at + int64(i), e, nil
+			}
+		}
 	}
+	return 0, nil, errors.New("no such entry in the top folder")
+}
+
+// shortName is a name of the oldest form as it stands in a folder, in capitals.
+func shortName(name string) (string, error) {
+	if !regexp.MustCompile(`^[A-Z0-9_-]{1,8}\.[A-Z0-9_-]{1,3}$`).MatchString(strings.ToUpper(name)) {
+		return "", fmt.Errorf("name %q: want at most 8 letters and digits, a dot, and at most 3", name)
+	}
+	name = strings.ToUpper(name)
 	short := slices.Repeat([]byte{' '}, fatShortName)
 	base, ext := name[:len(name)-len(filepath.Ext(name))], filepath.Ext(name)[1:]
 	copy(short, base)

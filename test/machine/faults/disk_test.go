@@ -90,8 +90,22 @@ func TestFillFAT(t *testing.T) {
 			t.Errorf("%s down to %d bytes: no error", name, space)
 		}
 	}
-	if err := FillFAT(f, volumeStart, "MORE.REC", 0); err != nil || free(t, f) != 0 {
+	if err := FillFAT(f, volumeStart, "more.rec", 0); err != nil || free(t, f) != 0 {
 		t.Errorf("filled up: %v", err)
+	}
+	for _, name := range []string{"MORE.REC", "fsck0000.rec"} {
+		if err := EmptyFAT(f, volumeStart, name); err != nil {
+			t.Error(err)
+		}
+	}
+	if got := free(t, f); got != before {
+		t.Errorf("%d bytes are free again, want %d", got, before)
+	}
+	if got := fsck(t, f); got != report {
+		t.Errorf("fsck.fat says %q, and before all %q", got, report)
+	}
+	if err := EmptyFAT(f, volumeStart, "MORE.REC"); err == nil {
+		t.Error("a file was removed twice")
 	}
 	if err := FillFAT(f, 0, "MORE.REC", 0); err == nil {
 		t.Error("what is no volume was filled")
