@@ -1,8 +1,6 @@
 package main
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -152,10 +150,9 @@ func (b *builder) bundleManifest(root rootImage, uki string) (bundle.Manifest, e
 	if err != nil {
 		return bundle.Manifest{}, err
 	}
-	sum := sha256.Sum256(kernel)
 	return bundle.Manifest{
 		Product: bundle.Product, Version: b.version, Architecture: architecture, BuiltUnix: b.buildUnix, Follows: follows,
-		UKI:  bundle.Part{Size: int64(len(kernel)), SHA256: hex.EncodeToString(sum[:])},
+		UKI:  bundle.NewPart(kernel),
 		Root: bundle.Root{Size: info.Size(), DataBytes: root.Offset, VerityHash: root.Hash},
 	}, nil
 }

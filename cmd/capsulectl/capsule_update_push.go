@@ -343,7 +343,7 @@ func (p *updatePush) finish(ctx context.Context, o UpdatePushOptions, result *ca
 	if result.GetUnchanged() {
 		return p.app.tell(result, result.GetVersion(), result.GetVersion()+" runs already; nothing was done")
 	}
-	p.app.ui.note("sent %s of %s; %s of the root were there already", size(p.sent), size(p.source.size), size(p.reused))
+	p.app.ui.note("sent %s of %s; %s were there already", size(p.sent), size(p.source.size), size(p.reused))
 	text := fmt.Sprintf("%s is installed in %s", result.GetVersion(), result.GetSlot())
 	switch {
 	case !result.GetReboots():

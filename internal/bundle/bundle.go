@@ -26,7 +26,8 @@
 //	  "architecture": "amd64",      as Go calls it
 //	  "builtUnix": 1764403200,      of the commit, seconds since 1970
 //	  "follows": "v1.0.0",          oldest version that it can follow; absent: any
-//	  "uki":  {"size": …, "sha256": "64 hexadecimal digits"},
+//	  "uki":  {"size": …, "sha256": "64 hexadecimal digits",
+//	           "pieces": "32 digits for each 128 KiB"},   the first of their SHA-256; absent: none
 //	  "root": {"size": …, "dataBytes": …, "verityHash": "64 hexadecimal digits"}
 //	}
 //
@@ -79,6 +80,9 @@ const (
 type Part struct {
 	Size   int64  `json:"size"`   // bytes
 	SHA256 string `json:"sha256"` // hexadecimal
+	// Pieces names each [PieceSize] of it, so that those which are elsewhere already
+	// need not be sent; "" for none. See [Piece].
+	Pieces string `json:"pieces,omitempty"`
 }
 
 // Root is the root with its hash tree, which proves it.
@@ -134,7 +138,7 @@ func (m Manifest) check() error {
 	case !isDigest(m.UKI.SHA256):
 		return malformed("manifest has SHA-256 %q", m.UKI.SHA256)
 	}
-	return m.Root.check()
+	return errors.Join(m.UKI.checkPieces(), m.Root.check())
 }
 
 func (r Root) check() error {

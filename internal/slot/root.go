@@ -46,6 +46,15 @@ func RunningRoot() (Root, error) {
 	return ParseRoot(string(text))
 }
 
+// OpenUKI opens the kernel image that an entry names; NotFound when it isn't there.
+func OpenUKI(dir string, entry Entry) (*os.File, error) {
+	file, ok := esp{dir: dir}.find(entry.UKI)
+	if !ok {
+		return nil, fmt.Errorf("UKI %q: %w", entry.UKI, errdefs.ErrNotFound)
+	}
+	return os.Open(filepath.Join(dir, file))
+}
+
 // RootOf is the root that the UKI of an entry wants in its slot.
 func RootOf(dir string, entry Entry) (Root, error) {
 	file, ok := esp{dir: dir}.find(entry.UKI)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"os"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -92,9 +94,11 @@ func (m *Manager) activate(ctx context.Context, h *bundle.Header, o Offer, fetch
 	defer m.esp.Unlock()
 	version := h.Manifest.Version
 	meter.begin(v1.UpdatePhase_UPDATE_PHASE_ACTIVATE, h.Manifest.UKI.Size)
-	image := newKernelReader(ctx, fetch, h, meter.at)
 	var written string
 	err := m.ESP(disk.Buffered, func(esp string) (err error) {
+		have, done := m.runningKernel(esp)
+		defer done()
+		image := newKernelReader(ctx, fetch, h, have, meter.kernel)
 		written, err = slot.Install(esp, m.other(), version, image, h.Manifest.UKI.Size)
 		return err
 	})
@@ -125,6 +129,20 @@ func (m *Manager) activate(ctx context.Context, h *bundle.Header, o Offer, fetch
 	return nil
 }
 
+// runningKernel opens the kernel image of the running system, of which a new one is
+// made where they are the same. Without it all is fetched.
+func (m *Manager) runningKernel(esp string) (have io.ReaderAt, done func()) {
+	entry, err := entryOf(esp, m.boot.Slot)
+	var f *os.File
+	if err == nil && entry != nil {
+		f, err = slot.OpenUKI(esp, *entry)
+	}
+	if err != nil || f == nil {
+		return nil, func() {}
+	}
+	return f, func() { _ = f.Close() }
+}
+
 // meter tells of the progress of a push.
 type meter struct {
 	tell func(*v1.UpdateProgress)
@@ -149,6 +167,12 @@ func (p *meter) at(done int64) {
 	if time.Since(p.last) >= progressEvery {
 		p.send()
 	}
+}
+
+// kernel is told how much of the kernel image is there, and how much more of it was.
+func (p *meter) kernel(done, reused int64) {
+	p.now.Reused += reused
+	p.at(done)
 }
 
 func (p *meter) end() {

@@ -499,6 +499,41 @@ func TestDelta(t *testing.T) {
 	installedWhole(t, w, r, disk.SlotB)
 }
 
+// Pieces of the running kernel image are not fetched, and one that is damaged there
+// is.
+func TestKernelPieces(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		name  string
+		spoil func(w *world, kernel []byte)
+		want  int64 // bytes of the kernel image that are asked for
+	}{
+		{"only the version differs", func(*world, []byte) {}, bundle.PieceSize},
+		{"a piece is damaged", func(w *world, kernel []byte) {
+			w.write("esp/EFI/capsule/first.efi", flipped(kernel, testKernel-1))
+		}, bundle.PieceSize + testKernel%bundle.PieceSize},
+		{"the running one is cut off", func(w *world, kernel []byte) {
+			w.write("esp/EFI/capsule/first.efi", kernel[:2*bundle.PieceSize+10])
+		}, bundle.PieceSize + testKernel%bundle.PieceSize},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			data := content(1, testBlocks)
+			first, next := newBuild(t, "v1.0.0", data), newBuild(t, "v1.0.1", data)
+			next.kernel = bytes.Clone(first.kernel)
+			next.kernel[900]++ // behind the command line
+			next.manifest.UKI = bundle.NewPart(next.kernel)
+			w := newWorld(t, first)
+			tc.spoil(w, first.kernel)
+			c := w.mustPush(w.manager(), next, nil)
+			if want := int64(len(next.tree)) + tc.want; c.asked != want {
+				t.Errorf("asked for %d bytes, want %d", c.asked, want)
+			}
+			installedWhole(t, w, next, disk.SlotB)
+		})
+	}
+}
+
 // A running slot that lost a block is of no less help with the others.
 func TestDeltaFromDamagedSlot(t *testing.T) {
 	t.Parallel()

@@ -577,7 +577,7 @@ type UpdateProgress struct {
 	// Bytes of the phase.
 	Done  int64 `protobuf:"varint,2,opt,name=done,proto3" json:"done,omitempty"`
 	Total int64 `protobuf:"varint,3,opt,name=total,proto3" json:"total,omitempty"`
-	// Bytes of the root that were found in one of the slots.
+	// Bytes of the bundle that were on the capsule already.
 	Reused        int64 `protobuf:"varint,4,opt,name=reused,proto3" json:"reused,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
