@@ -38,7 +38,8 @@ func (b *bench) rollback(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	head("What is wrong", "starts of the new system", "seconds", "plain restart", "share", "Goal")
+	head("What is wrong", "starts of the new system", "seconds", "share of a plain restart", "Goal")
+	row("nothing: a plain restart", "", wholeSeconds(u.plain.boots()), 1, "")
 	for i, s := range systems {
 		if _, err := b.ctl(u.Machine, "capsule", "update", "push", "--force", "--wait=false", s.path); err != nil {
 			return err
@@ -47,7 +48,7 @@ func (b *bench) rollback(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", broken[i].why, err)
 		}
-		row(broken[i].why, len(over.resets)-1, wholeSeconds(over.boots()), wholeSeconds(u.plain.boots()),
+		row(broken[i].why, len(over.resets)-1, wholeSeconds(over.boots()),
 			fmt.Sprintf("%.1f", over.boots().Seconds()/u.plain.boots().Seconds()), broken[i].goal)
 	}
 	return nil

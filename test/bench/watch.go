@@ -51,6 +51,9 @@ func startWatch(ctx context.Context, m *lab.Machine, events <-chan qemu.Event) (
 		dial: func() (*grpc.ClientConn, error) { return c.Dial() },
 		info: make(chan *capsulev1.InfoResponse, 1),
 	}
+	if err := w.askOnce(ctx); err != nil {
+		return nil, err
+	}
 	go w.hear(ctx, events)
 	go w.ask(ctx)
 	return w, nil
@@ -93,21 +96,23 @@ func (w *watch) ask(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		go w.askOnce(ctx)
+		go func() { _ = w.askOnce(ctx) }() // no answer is one, too
 	}
 }
 
 // askOnce has a connection of its own: one that was begun while nobody listened is
 // tried again later than one can wait.
-func (w *watch) askOnce(ctx context.Context) {
+func (w *watch) askOnce(ctx context.Context) error {
 	conn, err := w.dial()
 	if err != nil {
-		return
+		return err
 	}
 	defer conn.Close()
-	if info, err := infoOf(ctx, conn); err == nil {
+	info, err := infoOf(ctx, conn)
+	if err == nil {
 		w.answered(info)
 	}
+	return err
 }
 
 func infoOf(ctx context.Context, conn *grpc.ClientConn) (*capsulev1.InfoResponse, error) {
