@@ -15,7 +15,7 @@ const (
 	// quickCuts are how many cuts the quick form tries.
 	quickCuts = 26
 	// quickUpdateCuts are those at the updates.
-	quickUpdateCuts = 21
+	quickUpdateCuts = 12
 	// sweepCuts are those of the sweep besides all flushes; roundCuts are those of
 	// one round.
 	sweepCuts = 900

@@ -40,6 +40,7 @@ func (r *recording) update(quick bool) {
 	r.storeWrites("update", 1)
 	r.keeps(older.Version)
 	r.pushUpdate(newer.Version)
+	r.storeWrites("installed", 2)
 	r.restart(newer.Version, func() error { return r.ctl("capsule", "reboot") })
 	r.step("update confirm", func() error { return r.ctl("capsule", "update", "confirm") })
 	r.willStart(newer.Version, true)

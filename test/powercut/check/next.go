@@ -26,7 +26,7 @@ import (
 // What the version is that is brought after every cut.
 const (
 	nextVersion = "v9999.0.0"
-	nextBytes   = 1 << 20 // of its kernel image, which nothing starts
+	nextBytes   = 128 << 10 // of its kernel image, which nothing starts
 )
 
 // firmwareDir is where the loader tells what it did; there is no firmware here.
