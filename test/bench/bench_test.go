@@ -1,9 +1,6 @@
 package main
 
 import (
-	"bytes"
-	"encoding/binary"
-	"io"
 	"os"
 	"regexp"
 	"slices"
@@ -14,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	capsulev1 "capsule/api/capsule/v1"
+	"capsule/internal/bundle"
 )
 
 func TestSplit(t *testing.T) {
@@ -113,31 +111,31 @@ func TestOutage(t *testing.T) {
 	}
 }
 
-// The kernel image's section that moved is the same; one that changed is not.
-func TestLacksSections(t *testing.T) {
-	image := func(moved int, initrd string) *io.SectionReader {
-		b := make([]byte, 1024+moved)
-		copy(b, "MZ")
-		le := binary.LittleEndian
-		le.PutUint32(b[0x3c:], 64)
-		copy(b[64:], "PE\x00\x00\x64\x86\x02\x00")
-		for i, data := range []string{strings.Repeat("k", 4096), initrd} {
-			h := b[88+40*i:]
-			copy(h, []string{".linux", ".initrd"}[i])
-			le.PutUint32(h[16:], uint32(len(data)))
-			le.PutUint32(h[20:], uint32(len(b)))
-			b = append(b, data...)
+func TestLacksPieces(t *testing.T) {
+	image := func(size int, changed ...int) bundle.Part {
+		b := make([]byte, size)
+		for _, at := range changed {
+			b[at] = 1
 		}
-		return io.NewSectionReader(bytes.NewReader(b), 0, int64(len(b)))
+		return bundle.NewPart(b)
 	}
-	for _, c := range []struct {
-		moved  int
-		initrd string
-		want   int64
-	}{{0, "same", 1024}, {512, "same", 1024 + 512}, {0, "diff", 1024 + 4}, {0, "longer", 1024 + 6}} {
-		got, err := lacksSections(image(0, "same"), image(c.moved, c.initrd))
-		if err != nil || got != c.want {
-			t.Errorf("moved by %d, initrd %q: got %d and %v, want %d", c.moved, c.initrd, got, err, c.want)
+	const size, piece = 2*bundle.PieceSize + 100, bundle.PieceSize
+	unnamed := image(size)
+	unnamed.Pieces = ""
+	for name, c := range map[string]struct {
+		had, want bundle.Part
+		bytes     int64
+	}{
+		"the same":             {image(size), image(size), 0},
+		"one piece":            {image(size), image(size, 5), piece},
+		"the last, short one":  {image(size), image(size, 2*piece), 100},
+		"a longer one":         {image(size), image(size + piece), piece + 100},
+		"the other is shorter": {image(piece), image(size), piece + 100},
+		"no names of pieces":   {image(size), unnamed, size},
+		"nor of the other":     {unnamed, image(size), size},
+	} {
+		if got := lacksPieces(c.had, c.want); got != c.bytes {
+			t.Errorf("%s: %d bytes, want %d", name, got, c.bytes)
 		}
 	}
 }

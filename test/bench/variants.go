@@ -25,12 +25,12 @@ type system struct {
 
 func (s *system) mib() float64 { return float64(s.Size) / mib }
 
-// open gives the whole file, and its kernel image and root as they lie in it.
-func (s *system) open() (f *os.File, uki, root *io.SectionReader, err error) {
+// open gives the whole file, and its root as it lies in it.
+func (s *system) open() (f *os.File, root *io.SectionReader, err error) {
 	if f, err = os.Open(s.path); err != nil {
-		return nil, nil, nil, err
+		return nil, nil, err
 	}
-	return f, io.NewSectionReader(f, s.UKIAt, s.Manifest.UKI.Size), io.NewSectionReader(f, s.RootAt, s.Manifest.Root.Size), nil
+	return f, io.NewSectionReader(f, s.RootAt, s.Manifest.Root.Size), nil
 }
 
 // variants is where bundles are made; what they have in common is made once.
