@@ -22,7 +22,7 @@ func (m *Machine) Twin(ctx context.Context, name, disk string) (*Machine, error)
 		return nil, fmt.Errorf("machine name %q: %w", name, errdefs.ErrInvalidArgument)
 	}
 	t := *m
-	t.Name, t.Dir, t.Record = name, filepath.Join(filepath.Dir(m.Dir), name), false
+	t.Name, t.Dir, t.Sockets, t.Record = name, filepath.Join(filepath.Dir(m.Dir), name), "", false
 	ports, err := fix(append([]Publish{{Port: capsulePort, Protocol: "tcp"}}, m.anyPorts()...))
 	if err != nil {
 		return nil, err

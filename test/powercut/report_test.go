@@ -36,8 +36,8 @@ const reportHead = `# Proof against power cuts
 A capsule in QEMU is recorded at work: every write, discard and flush of its
 disk, from the first boot on. Then its power is cut after one of them, at every
 flush (at most 200 of one operation), three times at every write of an ext4
-superblock and of the header of the volume group's metadata, and at others by
-chance. The disk of that moment is made of the recording and checked on the
+superblock, of the header of the volume group's metadata and of a boot entry, and
+at others by chance. The disk of that moment is made of the recording and checked on the
 capsule's own kernel by the code with which a capsule starts. It passes when
 
 - the boot loader finds an entry with its kernel, and the partition table is whole,
