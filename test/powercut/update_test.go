@@ -3,6 +3,7 @@
 package powercut
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -189,17 +190,20 @@ func (r *recording) olderBundle() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	kernel, err := os.Open(r.kernel())
+	kernel, err := os.ReadFile(r.kernel())
 	if err != nil {
 		return "", err
 	}
-	defer kernel.Close()
 	root, err := os.Open(filepath.Join(built(), "root-"+r.version+".erofs"))
 	if err != nil {
 		return "", err
 	}
 	defer root.Close()
-	m, err := r.olderManifest(kernel, root)
+	size, err := root.Seek(0, io.SeekEnd)
+	if err != nil {
+		return "", err
+	}
+	content, err := slot.RootOf(built(), slot.Entry{UKI: filepath.Base(r.kernel())})
 	if err != nil {
 		return "", err
 	}
@@ -207,22 +211,9 @@ func (r *recording) olderBundle() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return path, errors.Join(bundle.Write(out, m, key, kernel, root), out.Close())
-}
-
-func (r *recording) olderManifest(kernel, root *os.File) (m bundle.Manifest, err error) {
-	sizeKernel, err := kernel.Stat()
-	if err != nil {
-		return m, err
+	m := bundle.Manifest{
+		Product: bundle.Product, Version: r.version, Architecture: "amd64", UKI: bundle.NewPart(kernel),
+		Root: bundle.Root{Size: size, DataBytes: content.DataBytes, VerityHash: content.Hash},
 	}
-	sizeRoot, err := root.Stat()
-	if err != nil {
-		return m, err
-	}
-	content, err := slot.RootOf(built(), slot.Entry{UKI: "/" + filepath.Base(kernel.Name())})
-	return bundle.Manifest{
-		Product: bundle.Product, Version: r.version, Architecture: "amd64",
-		UKI:  bundle.Part{Size: sizeKernel.Size(), SHA256: r.systems[0].UKI},
-		Root: bundle.Root{Size: sizeRoot.Size(), DataBytes: content.DataBytes, VerityHash: content.Hash},
-	}, err
+	return path, errors.Join(bundle.Write(out, m, key, bytes.NewReader(kernel), io.NewSectionReader(root, 0, size)), out.Close())
 }
