@@ -43,10 +43,13 @@ var variants = map[string][]string{
 	"noroot": {"-append", quickPanic, "-root-hash", strings.Repeat("0", 64)},
 	// See test/machine/faults/capsuled.
 	"init-exits":    failing("init-exits"),
+	"init-hangs":    failing("init-hangs"),
+	"init-freezes":  failing("init-freezes"),
 	"serve-exits":   failing("serve-exits"),
 	"serve-hangs":   failing("serve-hangs"),
 	"serve-freezes": failing("serve-freezes"),
 	"serve-crashes": failing("serve-crashes"),
+	"end-freezes":   failing("end-freezes"),
 	// The uplink of a lab machine has no driver.
 	"no-network-driver": {"-remove", "usr/lib/modules/*/kernel/drivers/net/virtio_net.ko*"},
 	// Nothing is wrong but that the root is another.

@@ -5,13 +5,20 @@
 // real one, which lies beside it.
 //
 //	init-exits     process 1 ends
+//	init-hangs     process 1 does nothing, from its start on
+//	init-freezes   process 1 stands still as soon as serve has said that it's ready
 //	serve-exits    serve ends at once
 //	serve-hangs    serve does nothing, and signals that it may ignore don't end it
 //	serve-freezes  serve stands still as soon as it has said that it's ready
 //	serve-crashes  serve is killed as soon as it has said that it's ready
+//	end-freezes    process 1 stands still as soon as it has told serve to end
+//
+// When process 1 stands still, the console says so, with the time since the kernel's
+// start: from then on only a watchdog brings the machine back.
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -29,6 +36,25 @@ const (
 	ownNotices  = "/run/capsule/notify-fault"
 )
 
+// The faults, by their place: process 1 before it becomes the real one, serve before
+// it becomes the real one, and the relay once serve is ready.
+var (
+	ofInit = map[string]func() error{
+		"init-exits": func() error { return nil },
+		"init-hangs": standStill,
+	}
+	ofServe = map[string]func() error{
+		"serve-exits": func() error { return errors.New("told to exit") },
+		"serve-hangs": hang,
+		"end-freezes": freezeAtEnd,
+	}
+	onReady = map[string]func(serve int) error{
+		"init-freezes":  func(int) error { return freezeInit() },
+		"serve-freezes": func(serve int) error { return unix.Kill(serve, unix.SIGSTOP) },
+		"serve-crashes": func(serve int) error { return unix.Kill(serve, unix.SIGKILL) },
+	}
+)
+
 func main() {
 	if err := run(os.Args); err != nil {
 		fmt.Fprintln(os.Stderr, "error:", err)
@@ -40,8 +66,8 @@ func run(args []string) error {
 	switch fault := fault(); {
 	case len(args) == 3 && args[1] == "relay":
 		return relay(fault, args[2])
-	case os.Getpid() == 1 && fault == "init-exits":
-		return nil
+	case os.Getpid() == 1 && ofInit[fault] != nil:
+		return ofInit[fault]()
 	case len(args) == 2 && args[1] == "serve":
 		if err := fail(fault); err != nil {
 			return err
@@ -67,16 +93,20 @@ func faultOf(cmdline string) string {
 
 // fail is serve's share. It returns nil when the real one is to run for a while.
 func fail(fault string) error {
-	switch fault {
-	case "serve-exits":
-		return fmt.Errorf("told to exit")
-	case "serve-hangs":
-		ignored := make(chan os.Signal, 1)
-		signal.Notify(ignored)
-		for range ignored {
-		}
-	case "serve-freezes", "serve-crashes":
+	switch {
+	case ofServe[fault] != nil:
+		return ofServe[fault]()
+	case onReady[fault] != nil:
 		return startRelay()
+	}
+	return nil
+}
+
+// hang does nothing for ever, and signals that it may ignore don't end it.
+func hang() error {
+	ignored := make(chan os.Signal, 1)
+	signal.Notify(ignored)
+	for range ignored {
 	}
 	return nil
 }
@@ -127,14 +157,7 @@ func relay(fault, serve string) error {
 			return err
 		}
 		if strings.Contains(string(buffer[:n]), "READY=1") {
-			return unix.Kill(pid, signalOf(fault))
+			return onReady[fault](pid)
 		}
 	}
-}
-
-func signalOf(fault string) unix.Signal {
-	if fault == "serve-freezes" {
-		return unix.SIGSTOP
-	}
-	return unix.SIGKILL
 }
