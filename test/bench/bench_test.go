@@ -139,3 +139,11 @@ func TestLacksPieces(t *testing.T) {
 		}
 	}
 }
+
+// As cmd/capsulectl tells it.
+func TestSentLine(t *testing.T) {
+	got := sentLine.FindStringSubmatch("note\nsent 8.2 MiB of 107.4 MiB; 99.1 MiB were there already\n")
+	if diff := cmp.Diff([]string{"8.2 MiB", "107.4 MiB", "99.1 MiB"}, got[1:]); diff != "" {
+		t.Error(diff)
+	}
+}

@@ -56,7 +56,7 @@ func (b *bench) endUpdates(ctx context.Context, u *updated) {
 }
 
 // sentLine is what the push says at its end.
-var sentLine = regexp.MustCompile(`sent (.*) of (.*); (.*) of the root were there already`)
+var sentLine = regexp.MustCompile(`sent (.*) of (.*); (.*) were there already`)
 
 func (b *bench) pushUpdate(ctx context.Context) error {
 	built, err := b.built(ctx)
@@ -120,7 +120,7 @@ func (b *bench) tellPush(ctx context.Context, u *updated, s *system) error {
 	}
 	row("time of the push", wholeSeconds(took), "")
 	row("sent, of "+sent[2], sent[1], "")
-	row("of the root, taken from the slots", sent[3], "")
+	row("taken from what the capsule has", sent[3], "")
 	row("written to the disk, all in all", fmt.Sprintf("%.1f MiB", float64(after-before)/mib), "")
 	row("**used memory above idle, at most**", fmt.Sprintf("%.1f MiB", peak-idle), "≤ 64 MiB")
 	return nil
