@@ -58,8 +58,8 @@ func TestPush(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if result.Version != "v1.1.0" || result.Slot != disk.SlotB || result.Unchanged || !result.Reboots || w.restarts != 1 {
-		t.Error(result, w.restarts)
+	if result.Version != "v1.1.0" || result.Slot != disk.SlotB || result.Unchanged || !result.Reboots || w.restarted() != 1 {
+		t.Error(result, w.restarted())
 	}
 	if diff := cmp.Diff([]string{"COMPARE", "WRITE", "VERIFY", "ACTIVATE"}, phases); diff != "" || last.Done != testKernel {
 		t.Error(diff, last)
@@ -155,8 +155,8 @@ func TestRefusals(t *testing.T) {
 			if err == nil || !tc.class(err) || !strings.Contains(err.Error(), tc.say) {
 				t.Errorf("got %v, want %q", err, tc.say)
 			}
-			if diff := cmp.Diff(before, w.sums()); diff != "" || c.asked != 0 || w.restarts != 0 {
-				t.Errorf("%d bytes were asked for, %d restarts, written: %s", c.asked, w.restarts, diff)
+			if diff := cmp.Diff(before, w.sums()); diff != "" || c.asked != 0 || w.restarted() != 0 {
+				t.Errorf("%d bytes were asked for, %d restarts, written: %s", c.asked, w.restarted(), diff)
 			}
 		})
 	}
@@ -208,8 +208,8 @@ func TestSameVersionIsNoUpdate(t *testing.T) {
 	w := newWorld(t, first(t))
 	m, before := w.manager(), w.sums()
 	result, c, err := w.push(m, first(t), nil)
-	if err != nil || !result.Unchanged || result.Reboots || result.Version != "v1.0.0" || c.asked != 0 || w.restarts != 0 {
-		t.Error(result, err, c.asked, w.restarts)
+	if err != nil || !result.Unchanged || result.Reboots || result.Version != "v1.0.0" || c.asked != 0 || w.restarted() != 0 {
+		t.Error(result, err, c.asked, w.restarted())
 	}
 	if diff := cmp.Diff(before, w.sums()); diff != "" {
 		t.Error(diff)
@@ -291,8 +291,8 @@ func TestDamagedBundle(t *testing.T) {
 				delete(before, "slot_b")
 				delete(after, "slot_b")
 			}
-			if diff := cmp.Diff(before, after); diff != "" || w.restarts != 0 {
-				t.Error(diff, w.restarts)
+			if diff := cmp.Diff(before, after); diff != "" || w.restarted() != 0 {
+				t.Error(diff, w.restarted())
 			}
 			w.wantHistory(m)
 			w.mustPush(m, r, nil) // the next one is none the worse
@@ -371,7 +371,7 @@ func TestResume(t *testing.T) {
 			if _, err := m.Push(t.Context(), offerOf(t, b), c.fetch, nil); !errors.Is(err, errBroken) {
 				t.Fatal(err)
 			}
-			if e := w.entry(disk.SlotB); e != nil || w.restarts != 0 {
+			if e := w.entry(disk.SlotB); e != nil || w.restarted() != 0 {
 				t.Errorf("half an update has an entry: %v", e)
 			}
 			m = w.settled(w.restart()) // a cut in between, too
@@ -404,7 +404,7 @@ func TestCancelled(t *testing.T) {
 			cancel()
 		}
 	})
-	if !errors.Is(err, context.Canceled) || w.entry(disk.SlotB) != nil || w.restarts != 0 {
+	if !errors.Is(err, context.Canceled) || w.entry(disk.SlotB) != nil || w.restarted() != 0 {
 		t.Error(err, w.entry(disk.SlotB))
 	}
 	w.settled(w.restart())
@@ -437,8 +437,8 @@ func TestCutAtEachStep(t *testing.T) {
 				}
 				break
 			}
-			if !errors.Is(err, cut) || w.restarts != 0 {
-				t.Errorf("step %d: %v, %d restarts", step, err, w.restarts)
+			if !errors.Is(err, cut) || w.restarted() != 0 {
+				t.Errorf("step %d: %v, %d restarts", step, err, w.restarted())
 			}
 			m = w.settled(w.restart())
 			if w.running == "v1.1.0" {
@@ -471,7 +471,7 @@ func TestEntryThatFailed(t *testing.T) {
 		}
 		return err
 	}
-	if _, _, err := w.push(m, second(t), nil); !errors.Is(err, errBroken) || w.entry(disk.SlotB) != nil || w.restarts != 0 {
+	if _, _, err := w.push(m, second(t), nil); !errors.Is(err, errBroken) || w.entry(disk.SlotB) != nil || w.restarted() != 0 {
 		t.Error(err, w.entry(disk.SlotB))
 	}
 	w.wantHistory(m)

@@ -66,8 +66,8 @@ func TestConfirm(t *testing.T) {
 			t.Error("not confirmed")
 		}
 		pass(time.Hour)
-		if diff := cmp.Diff([]string{"CAPSULE_WINDOW=600", "CAPSULE_CONFIRMED=1"}, w.told); diff != "" || w.restarts != 0 {
-			t.Error(diff, w.restarts)
+		if diff := cmp.Diff([]string{"CAPSULE_WINDOW=600", "CAPSULE_CONFIRMED=1"}, w.heard()); diff != "" || w.restarted() != 0 {
+			t.Error(diff, w.restarted())
 		}
 		m = w.settled(w.restart())
 		w.wantHistory(m, "v1.1.0 slot_b from v1.0.0: confirmed: confirmed by an operator")
@@ -120,13 +120,13 @@ func TestDeadline(t *testing.T) {
 			watched(t, tc.offer, func(t *testing.T, w *world, m *Manager) {
 				w.set(func() { tc.hurt(w) })
 				pass(tc.after - 11*time.Second)
-				if w.restarts != 0 {
+				if w.restarted() != 0 {
 					t.Error("too early")
 				}
 				// Process 1 would do it at the deadline.
 				pass(time.Second)
-				if w.restarts != 1 || w.entry(disk.SlotB) != nil {
-					t.Error(w.restarts, w.entry(disk.SlotB))
+				if w.restarted() != 1 || w.entry(disk.SlotB) != nil {
+					t.Error(w.restarted(), w.entry(disk.SlotB))
 				}
 				for call, err := range map[string]error{"confirm": second2(m.Confirm(t.Context())), "rollback": second2(m.Rollback(t.Context()))} {
 					if !errdefs.IsFailedPrecondition(err) {
@@ -181,7 +181,7 @@ func TestRollback(t *testing.T) {
 		w.settled(m)
 		good := w.sums()["esp/loader/entries/capsule-slot_a.conf"]
 		r, err := m.Rollback(t.Context())
-		if err != nil || r.Version != "v1.0.0" || r.Slot != disk.SlotA || w.restarts != 1 {
+		if err != nil || r.Version != "v1.0.0" || r.Slot != disk.SlotA || w.restarted() != 1 {
 			t.Fatal(r, err)
 		}
 		m = w.settled(w.restart())
@@ -231,8 +231,8 @@ func TestRollback(t *testing.T) {
 			if _, err := m.Rollback(t.Context()); err == nil || !strings.Contains(err.Error(), "slot_a has no system to go back to") {
 				t.Errorf("%s: %v", name, err)
 			}
-			if diff := cmp.Diff(before, w.sums()); diff != "" || w.restarts != 0 {
-				t.Error(name, diff, w.restarts)
+			if diff := cmp.Diff(before, w.sums()); diff != "" || w.restarted() != 0 {
+				t.Error(name, diff, w.restarted())
 			}
 			if _, err := os.Stat(w.path("perm/rollback.json")); err == nil {
 				t.Errorf("%s: a reason was left for what wasn't done", name)
@@ -246,7 +246,7 @@ func TestRollback(t *testing.T) {
 			t.Error(err)
 		}
 		w.mustPush(m, second(t), func(o *Offer) { o.NoReboot = true })
-		if _, err := m.Rollback(t.Context()); !errdefs.IsFailedPrecondition(err) || w.restarts != 0 {
+		if _, err := m.Rollback(t.Context()); !errdefs.IsFailedPrecondition(err) || w.restarted() != 0 {
 			t.Errorf("to what was never started: %v", err)
 		}
 		if s, err := m.Status(t.Context()); err != nil || s.Other != nil {
@@ -344,16 +344,16 @@ func TestTidy(t *testing.T) {
 	if err := m.Run(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if len(w.events) != 3 || !slices.ContainsFunc(w.events, func(s string) bool { return strings.Contains(s, `"a"`) }) {
-		t.Error(w.events)
+	if len(w.seen()) != 3 || !slices.ContainsFunc(w.seen(), func(s string) bool { return strings.Contains(s, `"a"`) }) {
+		t.Error(w.seen())
 	}
 	for _, gone := range []string{"esp/FSCK0000.REC", "esp/EFI/capsule/capsule-v1.1.0.efi", "efivars/LoaderEntryDefault-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"} {
 		if _, err := os.Stat(w.path(gone)); err == nil {
 			t.Errorf("%s is still there", gone)
 		}
 	}
-	if err := w.manager().Run(t.Context()); err != nil || len(w.events) != 3 {
-		t.Error(err, w.events)
+	if err := w.manager().Run(t.Context()); err != nil || len(w.seen()) != 3 {
+		t.Error(err, w.seen())
 	}
 }
 

@@ -133,6 +133,18 @@ func (w *world) Tell(text string) error {
 	return nil
 }
 
+// restarted counts the restarts that were asked for in this boot, heard is what
+// process 1 was told, seen are the events.
+func (w *world) restarted() (n int) { w.set(func() { n = w.restarts }); return n }
+func (w *world) heard() (texts []string) {
+	w.set(func() { texts = slices.Clone(w.told) })
+	return texts
+}
+func (w *world) seen() (texts []string) {
+	w.set(func() { texts = slices.Clone(w.events) })
+	return texts
+}
+
 func (w *world) set(fn func()) { w.mu.Lock(); defer w.mu.Unlock(); fn() }
 
 // newWorld runs a release, confirmed, in slot_a. slot_b is empty.
