@@ -20,6 +20,9 @@ type event struct {
 	Output  string
 }
 
+// failureLines of each failed test are said again at the end.
+const failureLines = 20
+
 var coverageLine = regexp.MustCompile(`coverage: ([0-9.]+)% of statements`)
 
 // read follows one run, printing each package's result and the output of what failed.
@@ -59,10 +62,13 @@ func (r *report) take(e event, output map[string]*strings.Builder) {
 	}
 }
 
+// lastLines are the last n of a text.
+func lastLines(text string, n int) string {
+	lines := strings.SplitAfter(text, "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "")
+}
+
 func (r *report) cover(pkg, percent string) {
-	if r.coverage == nil {
-		r.coverage = map[string]float64{}
-	}
 	if c, err := strconv.ParseFloat(percent, 64); err == nil {
 		r.coverage[pkg] = max(r.coverage[pkg], c)
 	}
@@ -75,6 +81,7 @@ func (r *report) end(e event, output *strings.Builder) {
 	}
 	if e.Action == "fail" || e.Action == "build-fail" {
 		fmt.Print(text)
+		r.failures = append(r.failures, strings.TrimSpace(e.Package+" "+e.Test)+"\n"+lastLines(text, failureLines))
 	}
 	if e.Test == "" {
 		fmt.Printf("%-5s %s %.1f s\n", e.Action, e.Package, e.Elapsed)
@@ -87,6 +94,7 @@ func (r *report) end(e event, output *strings.Builder) {
 		r.failed++
 	case "skip":
 		r.skipped++
+		r.skippedIn[e.Package] = true
 	}
 	if !strings.Contains(e.Test, "/") {
 		r.tests = append(r.tests, timed{e.Package + " " + e.Test, time.Duration(e.Elapsed * float64(time.Second))})

@@ -23,17 +23,23 @@ var core = []string{
 	"capsule/internal/network", "capsule/internal/image", "capsule/internal/volume",
 }
 
-// machinePackages have tests that need our own kernel and root.
+// machinePackages have tests that need our own kernel. The longest comes first:
+// the others run beside it.
 var machinePackages = []string{
-	"./internal/network", "./internal/uplink", "./internal/image", "./internal/container",
-	"./internal/dm", "./internal/ext4", "./internal/lvm/...", "./internal/volume", "./test/powercut/metadata",
+	"./internal/container", "./internal/dm", "./internal/ext4", "./internal/lvm/...", "./internal/volume",
+	"./test/powercut/metadata",
 }
+
+// rootPackages have tests that need root and a kernel like ours. Those that a
+// machine can't run are run on our kernel.
+var rootPackages = []string{"./internal/network", "./internal/uplink", "./internal/image"}
 
 type stage struct {
 	name string
 	argv []string
 	env  []string
-	root bool // only root can run it
+	root bool                   // only root can run it
+	more func(*report) []string // further arguments, by what the stages before found
 }
 
 func main() {
@@ -53,19 +59,22 @@ func run() error {
 		{name: "unit", argv: []string{"go", "test", "-json", "-race", "-cover", "-timeout=30m", "./..."}},
 		{name: "build vmexec", argv: []string{"go", "build", "-o", vmexec, "./test/vmexec"}},
 		{name: "drivers on our kernel", argv: append([]string{"go", "test", "-json", "-cover", "-count=1", "-p=2", "-short", "-timeout=30m",
-			"-exec", vmexec + " -limit=32m --"}, machinePackages...), env: []string{"CGO_ENABLED=0"}},
-		{name: "microVMs here", argv: []string{"go", "test", "-json", "-count=1", "-p=1", "-timeout=30m", "./internal/guest/...", "./internal/microvm"},
+			"-exec", vmexec + " -limit=32m --"}, machinePackages...), env: []string{"CGO_ENABLED=0"}, more: skippedPackages},
+		{name: "microVMs here", argv: []string{"go", "test", "-json", "-count=1", "-timeout=30m", "./internal/guest/...", "./internal/microvm"},
 			env: []string{"CAPSULE_TEST_GUEST=1"}, root: true},
 		{name: "the root is reproducible", argv: []string{"go", "run", "./image", "-check-reproducible"}},
 		{name: "whole machine", argv: []string{"go", "test", "-json", "-count=1", "-timeout=40m", "-tags=machine", "./test/machine"}},
 		{name: "power cuts", argv: []string{"go", "test", "-json", "-count=1", "-timeout=30m", "-tags=machine", "./test/powercut"}},
 	}
-	var r report
+	r := report{skippedIn: map[string]bool{}, coverage: map[string]float64{}}
 	for _, s := range stages {
 		if s.root && os.Geteuid() != 0 {
 			fmt.Printf("=== %s: SKIPPED, needs root\n", s.name)
 			r.skipped++
 			continue
+		}
+		if s.more != nil {
+			s.argv = append(s.argv, s.more(&r)...)
 		}
 		began := time.Now()
 		fmt.Printf("=== %s: %s\n", s.name, strings.Join(s.argv, " "))
@@ -80,6 +89,17 @@ func run() error {
 		return fmt.Errorf("%s", strings.Join(r.problems, "; "))
 	}
 	return nil
+}
+
+// skippedPackages are those of rootPackages of which a test was skipped here.
+func skippedPackages(r *report) []string {
+	var skipped []string
+	for _, pkg := range rootPackages {
+		if r.skippedIn["capsule"+strings.TrimPrefix(pkg, ".")] {
+			skipped = append(skipped, pkg)
+		}
+	}
+	return skipped
 }
 
 func (s stage) run(r *report) error {
@@ -105,7 +125,9 @@ func (s stage) run(r *report) error {
 type report struct {
 	tests                   []timed
 	passed, failed, skipped int
+	skippedIn               map[string]bool    // packages
 	coverage                map[string]float64 // the best of all stages
+	failures                []string           // name and last lines
 	problems                []string
 }
 
@@ -131,6 +153,9 @@ func (r *report) print() {
 	fmt.Println("coverage of the core packages:")
 	for _, pkg := range core {
 		fmt.Printf("%8.1f %%  %s\n", r.coverage[pkg], pkg)
+	}
+	for _, failure := range r.failures {
+		fmt.Printf("failed: %s\n", failure)
 	}
 	fmt.Printf("%d passed, %d failed, %d skipped\n", r.passed, r.failed, r.skipped)
 }

@@ -134,12 +134,7 @@ func (r *recording) tryAll(p plan.Plan, rounds [][]blocklog.Cut, limit time.Dura
 	}
 	told := func(c plan.Result) {
 		s.results = append(s.results, c)
-		if c.Problem != "" {
-			r.t.Errorf("cut %v (%s): %s\nto make this disk: cp --sparse=always %s DISK && go run ./test/powercut/cut -log %s -disk DISK -mode %s -n %d -seed %d",
-				c.Cut, c.Stage, c.Problem, r.machine.BaseDisk(), r.machine.WriteLog(), c.Cut.Mode, c.Cut.N, c.Cut.Seed)
-			return
-		}
-		r.t.Logf("%v: %s, %d facts, %.1f s", c.Cut, c.Stage, c.Facts, float64(c.Millis)/1000)
+		r.t.Logf("%v: %s, %d facts, %.1f s %s", c.Cut, c.Stage, c.Facts, float64(c.Millis)/1000, c.Problem)
 	}
 	for _, cuts := range rounds {
 		if limit > 0 && time.Since(s.began) > limit {
@@ -154,7 +149,18 @@ func (r *recording) tryAll(p plan.Plan, rounds [][]blocklog.Cut, limit time.Dura
 		}
 	}
 	s.took = time.Since(s.began)
+	r.tellFailed(s.results)
 	r.t.Logf("%d of %d cuts checked in %v", len(s.results), s.planned, s.took.Round(time.Second))
+}
+
+// tellFailed tells of failed cuts at the end, where they are seen.
+func (r *recording) tellFailed(results []plan.Result) {
+	for _, c := range results {
+		if c.Problem != "" {
+			r.t.Errorf("cut %v (%s): %s\nto make this disk: cp --sparse=always %s DISK && go run ./test/powercut/cut -log %s -disk DISK -mode %s -n %d -seed %d",
+				c.Cut, c.Stage, c.Problem, r.machine.BaseDisk(), r.machine.WriteLog(), c.Cut.Mode, c.Cut.N, c.Cut.Seed)
+		}
+	}
 }
 
 // built is the folder of the image.

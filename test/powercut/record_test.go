@@ -164,7 +164,7 @@ func (r *recording) start() {
 		r.t.Fatal(err)
 	}
 	r.t.Cleanup(func() {
-		if r.t.Failed() {
+		if r.t.Failed() && r.machine.Running() { // else what failed came later
 			log, _ := os.ReadFile(r.machine.ConsoleLog())
 			r.t.Logf("console:\n%s", log[max(0, len(log)-4000):])
 		}
