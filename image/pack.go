@@ -59,7 +59,7 @@ func (b *builder) packTree(tree, image, facts string) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(facts, fmt.Appendf(nil, "%d %s\n", offset, hash), 0o644)
+	return replaceFile(facts, fmt.Appendf(nil, "%d %s\n", offset, hash))
 }
 
 func readRootImage(image, facts string) (rootImage, error) {

@@ -83,7 +83,7 @@ func (b *builder) writeSBOM() error {
 		return err
 	}
 	fmt.Printf("  %d Debian packages and %d Go modules in %s\n", len(debian), len(modules), filepath.Base(path))
-	return os.WriteFile(path, append(content, '\n'), 0o644)
+	return replaceFile(path, append(content, '\n'))
 }
 
 // newSPDX makes the document; its namespace comes from its content.
