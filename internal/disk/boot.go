@@ -1,14 +1,18 @@
 package disk
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"capsule/internal/await"
 )
 
 // BootFile is what the initramfs tells the system about this boot.
@@ -100,14 +104,48 @@ func (b Boot) WithESP(access Access, fn func(root string) error) error {
 		return err
 	}
 	defer func() { _ = os.Remove(dir) }()
-	if err := unix.Mount(b.ESP, dir, "vfat", access.flags(), "umask=0077"); err != nil {
+	mount := func() error { return unix.Mount(b.ESP, dir, "vfat", access.flags(), "umask=0077") }
+	if err := whileBusy(busyMax, mount); err != nil {
 		return fmt.Errorf("mount ESP %q: %w", b.ESP, err)
 	}
 	err = fn(dir)
 	if access != ReadOnly {
 		err = errors.Join(err, syncTree(dir))
 	}
-	return errors.Join(err, unix.Unmount(dir, 0))
+	return errors.Join(err, unmount(dir, busyMax))
+}
+
+// A program that is being started has all files open that this one has open, until
+// it runs: a moment, or seconds on a machine that is busy.
+const (
+	busyMax  = 10 * time.Second
+	busyEach = 10 * time.Millisecond
+)
+
+// unmount waits until nobody has a file open there. Who still has one after the limit
+// keeps the file system for itself: here it is gone, or it could never be mounted
+// writable again.
+func unmount(dir string, limit time.Duration) error {
+	err := whileBusy(limit, func() error { return unix.Unmount(dir, 0) })
+	if errors.Is(err, unix.EBUSY) {
+		err = unix.Unmount(dir, unix.MNT_DETACH)
+	}
+	if err != nil {
+		return fmt.Errorf("unmount %q: %w", dir, err)
+	}
+	return nil
+}
+
+// whileBusy calls again what says that something is in use, until the limit.
+func whileBusy(limit time.Duration, call func() error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	for {
+		err := call()
+		if !errors.Is(err, unix.EBUSY) || await.Pause(ctx, busyEach) != nil {
+			return err
+		}
+	}
 }
 
 // lockESP waits until no other process has the ESP mounted: the kernel refuses a
