@@ -1,7 +1,6 @@
 package disk
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,8 +10,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
-
-	"capsule/internal/await"
 )
 
 // BootFile is what the initramfs tells the system about this boot.
@@ -136,13 +133,11 @@ func unmount(dir string, limit time.Duration) error {
 	return nil
 }
 
-// whileBusy calls again what says that something is in use, until the limit.
+// whileBusy calls again what says that something is in use, until the limit. Nothing
+// tells when it's in use no more.
 func whileBusy(limit time.Duration, call func() error) error {
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
-	defer cancel()
-	for {
-		err := call()
-		if !errors.Is(err, unix.EBUSY) || await.Pause(ctx, busyEach) != nil {
+	for begun := time.Now(); ; time.Sleep(busyEach) {
+		if err := call(); !errors.Is(err, unix.EBUSY) || time.Since(begun) > limit {
 			return err
 		}
 	}

@@ -36,7 +36,7 @@ func (r *recording) update(quick bool) {
 	if err := r.awaitConsole(blessed, bootMax); err != nil {
 		r.t.Fatal(err)
 	}
-	r.idle, r.systems = nil, []plan.System{older, newer}
+	r.systems = []plan.System{older, newer}
 	r.updatesAt = r.logged()
 	r.storeWrites("update", 1)
 	r.keeps(older.Version)
