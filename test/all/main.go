@@ -60,7 +60,7 @@ func run() error {
 		{name: "build vmexec", argv: []string{"go", "build", "-o", vmexec, "./test/vmexec"}},
 		{name: "drivers on our kernel", argv: append([]string{"go", "test", "-json", "-cover", "-count=1", "-p=2", "-short", "-timeout=30m",
 			"-exec", vmexec + " -limit=32m --"}, machinePackages...), env: []string{"CGO_ENABLED=0"}, more: skippedPackages},
-		{name: "microVMs here", argv: []string{"go", "test", "-json", "-count=1", "-timeout=30m", "./internal/guest/...", "./internal/microvm"},
+		{name: "microVMs here", argv: []string{"go", "test", "-json", "-count=1", "-p=1", "-timeout=30m", "./internal/guest/...", "./internal/microvm"},
 			env: []string{"CAPSULE_TEST_GUEST=1"}, root: true},
 		{name: "the root is reproducible", argv: []string{"go", "run", "./image", "-check-reproducible"}},
 		{name: "whole machine", argv: []string{"go", "test", "-json", "-count=1", "-timeout=60m", "-tags=machine", "./test/machine"}},
