@@ -2,28 +2,19 @@ package pid1
 
 import (
 	"context"
-	"encoding/json"
-	"fmt"
-	"os"
-	"path/filepath"
 	"time"
 
 	"capsule/internal/await"
 	"capsule/internal/disk"
-	"capsule/internal/durable"
 	"capsule/internal/slot"
 	"capsule/internal/version"
 )
 
 const (
-	// rollbackFile tells the version that comes after a rollback why there was one.
-	rollbackFile = permDir + "/update/rollback.json"
-
-	lookEach    = 10 * time.Second // while the boot partition can't be read
-	lookMax     = 20 * time.Second
-	condemnMax  = 20 * time.Second
-	reasonMax   = 10 * time.Second
-	reasonBytes = 1024 // of one reason: serve's may be anything
+	lookEach   = 10 * time.Second // while the boot partition can't be read
+	lookMax    = 20 * time.Second
+	condemnMax = 20 * time.Second
+	reasonMax  = 10 * time.Second
 )
 
 // lookStanding finds out whether the running system is tentative, as often as it
@@ -95,7 +86,7 @@ func (m *machine) confirmedMeanwhile() bool {
 // loader's own count has the last word: each restart takes one try.
 func (m *machine) giveUp(why string) {
 	for _, t := range []task{
-		{name: "note why", limit: reasonMax, do: func() error { return m.noteReason(rollbackFile, why) }},
+		{name: "note why", limit: reasonMax, do: func() error { return m.noteReason(slot.ReasonFile, why) }},
 		{name: "give up the boot entry", limit: condemnMax, do: func() error {
 			return m.boot.WithESP(disk.Writable, func(esp string) error { return slot.Condemn(esp, m.boot.Slot) })
 		}},
@@ -106,33 +97,11 @@ func (m *machine) giveUp(why string) {
 	}
 }
 
-// A rollback is the content of rollbackFile.
-type rollback struct {
-	Slot    string    `json:"slot"`
-	Version string    `json:"version"`
-	Reason  string    `json:"reason"`
-	Time    time.Time `json:"time"`
-}
-
 // noteReason is for the next version's history. Without /perm there's no place for
 // it, and in recovery mode nothing is written there.
 func (m *machine) noteReason(file, why string) error {
 	if m.reason != "" {
 		return nil
 	}
-	if len(why) > reasonBytes {
-		why = why[:reasonBytes]
-	}
-	text, err := json.Marshal(rollback{Slot: m.boot.Slot, Version: version.Version, Reason: why, Time: time.Now().UTC()})
-	if err != nil {
-		return err
-	}
-	dir := filepath.Dir(file)
-	if err := os.Mkdir(dir, 0o700); err == nil {
-		err = durable.Sync(filepath.Dir(dir))
-		if err != nil {
-			return fmt.Errorf("make %q: %w", dir, err)
-		}
-	}
-	return durable.WriteFile(file, append(text, '\n'), 0o600)
+	return slot.Reason{Slot: m.boot.Slot, Version: version.Version, Reason: why, Time: time.Now().UTC()}.Leave(file)
 }

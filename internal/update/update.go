@@ -76,7 +76,7 @@ type Options struct {
 	// Event tells the operator what was found or done: a word and a sentence.
 	// Default: the log.
 	Event func(kind, text string)
-	// ReasonFile is where process 1 leaves why it rolled back.
+	// ReasonFile is where process 1 leaves why it rolled back, slot.ReasonFile.
 	ReasonFile string
 	// EFIVars is where the firmware's variables are mounted.
 	EFIVars string
@@ -103,7 +103,7 @@ func (o *Options) defaults() {
 		log := o.Log
 		o.Event = func(kind, text string) { log.Info("update", "event", kind, "text", text) }
 	}
-	o.ReasonFile = cmp.Or(o.ReasonFile, ReasonFile)
+	o.ReasonFile = cmp.Or(o.ReasonFile, slot.ReasonFile)
 	o.EFIVars = cmp.Or(o.EFIVars, disk.EFIVars)
 	if o.Uptime == nil {
 		o.Uptime = uptime

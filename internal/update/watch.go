@@ -166,7 +166,7 @@ func (m *Manager) settle() error {
 }
 
 // settleReason gives the reason to the record of the system that was rolled back.
-func (m *Manager) settleReason(h history, why *reason) error {
+func (m *Manager) settleReason(h history, why *slot.Reason) error {
 	r := h.last(func(r *record) bool { return r.Slot == why.Slot && r.Version == why.Version })
 	if r != nil && r.Outcome == rolledBack && r.Ended.Equal(why.Time) {
 		return nil // a cut came before the file was removed

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"capsule/internal/disk"
+	"capsule/internal/slot"
 )
 
 // onTrial is a world that has just started v1.1.0.
@@ -258,8 +259,8 @@ func TestRollback(t *testing.T) {
 // What became of an update that ended without this package's doing.
 func TestSettle(t *testing.T) {
 	t.Parallel()
-	reasonOf := func(slot, version, why string) []byte {
-		b, _ := json.Marshal(reason{slot, version, why, time.Date(2031, 1, 1, 0, 0, 0, 0, time.UTC)})
+	reasonOf := func(in, version, why string) []byte {
+		b, _ := json.Marshal(slot.Reason{Slot: in, Version: version, Reason: why, Time: time.Date(2031, 1, 1, 0, 0, 0, 0, time.UTC)})
 		return b
 	}
 	const record = "v1.1.0 slot_b from v1.0.0: "
