@@ -28,6 +28,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -157,6 +158,7 @@ func (d *Driver) answering(ctx context.Context, id workload.ID) (*vm, error) {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
+		slog.Warn("a guest does not answer", "workload", id.Name, "limit", d.pace.call, "error", err)
 		return nil, fmt.Errorf("workload %q: its guest did not answer within %v; \"capsulectl workload logs --serial %s\" has what its kernel said: %w",
 			id.Name, d.pace.call, id.Name, errdefs.ErrUnavailable)
 	}

@@ -26,7 +26,7 @@ var core = []string{
 // machinePackages have tests that need our own kernel. The longest comes first:
 // the others run beside it.
 var machinePackages = []string{
-	"./internal/container", "./internal/dm", "./internal/ext4", "./internal/lvm/...", "./internal/volume",
+	"./internal/container", "./internal/dm", "./internal/ext4", "./internal/guest/channel", "./internal/lvm/...", "./internal/volume",
 	"./test/powercut/metadata",
 }
 

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -119,6 +120,15 @@ func consoleTail(name string) string {
 	return string(log[max(0, len(log)-3000):])
 }
 
+// logMachine logs what a machine last said of itself.
+func logMachine(t testing.TB, name string) {
+	t.Logf("console of %s:\n%s", name, consoleTail(name))
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	out, _ := exec.CommandContext(ctx, "capsulectl", "--capsule", name, "capsule", "logs", "--tail", "200").CombinedOutput()
+	t.Logf("logs of %s:\n%s", name, out)
+}
+
 func TestShared(t *testing.T) {
 	args := []string{"--memory", "1GiB"}
 	for _, port := range sharedPorts {
@@ -134,9 +144,7 @@ func TestShared(t *testing.T) {
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Logf("console of %s:\n%s", shared, consoleTail(shared))
-			out, _ := exec.Command("capsulectl", "--capsule", shared, "capsule", "logs", "--tail", "200").CombinedOutput()
-			t.Logf("logs of %s:\n%s", shared, out)
+			logMachine(t, shared)
 		}
 		if os.Getenv(keep) != "" {
 			return

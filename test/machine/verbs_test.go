@@ -221,7 +221,7 @@ func upMachine(ts *testscript.TestScript, name string, flags []string) {
 	t := ts.Value(testKey).(testing.TB)
 	ts.Defer(func() {
 		if t.Failed() {
-			t.Logf("console of %s:\n%s", name, consoleTail(name))
+			logMachine(t, name)
 		}
 		_ = m.Kill(context.Background())
 	})

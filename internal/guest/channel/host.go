@@ -8,9 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"time"
 
-	"github.com/mdlayher/vsock"
+	"github.com/mdlayher/socket"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -22,18 +24,62 @@ const (
 	helloFill = 32 << 10
 )
 
-// DialVsock connects to the agent of the guest with the context ID. The kernel
-// bounds it to two seconds.
+// DialVsock connects to the agent of the guest with the context ID. It waits for
+// the guest until ctx ends: the kernel alone gives up after two seconds, which a
+// guest that is emulated or starved may need.
 func DialVsock(ctx context.Context, cid uint32) (net.Conn, error) {
-	if err := ctx.Err(); err != nil {
+	conn, err := connectVsock(ctx, cid)
+	if err != nil {
+		if ctx.Err() != nil {
+			err = ctx.Err()
+		}
+		return nil, fmt.Errorf("connect to guest %d: %w", cid, err)
+	}
+	return vsockConn{conn}, nil
+}
+
+func connectVsock(ctx context.Context, cid uint32) (*socket.Conn, error) {
+	conn, err := socket.Socket(unix.AF_VSOCK, unix.SOCK_STREAM, 0, "vsock", nil)
+	if err != nil {
 		return nil, err
 	}
-	conn, err := vsock.Dial(cid, Port, nil)
+	if err = waitLonger(ctx, conn); err == nil {
+		_, err = conn.Connect(ctx, &unix.SockaddrVM{CID: cid, Port: Port})
+	}
 	if err != nil {
-		return nil, fmt.Errorf("connect to guest %d: %w", cid, err)
+		conn.Close()
+		return nil, err
 	}
 	return conn, nil
 }
+
+// connectMax is how long the kernel tries at most, whatever the caller's patience.
+const connectMax = 10 * time.Minute
+
+// waitLonger has the kernel try for as long as the caller does.
+func waitLonger(ctx context.Context, conn *socket.Conn) error {
+	limit := connectMax
+	if end, ok := ctx.Deadline(); ok {
+		limit = min(limit, max(time.Until(end), time.Millisecond)) // none would mean the kernel's own
+	}
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	tv := unix.NsecToTimeval(limit.Nanoseconds())
+	if e := raw.Control(func(fd uintptr) {
+		err = unix.SetsockoptTimeval(int(fd), unix.AF_VSOCK, unix.SO_VM_SOCKETS_CONNECT_TIMEOUT_NEW, &tv)
+	}); e != nil {
+		return e
+	}
+	return os.NewSyscallError("setsockopt", err)
+}
+
+// vsockConn is a connection of which only the kernel knows the ends.
+type vsockConn struct{ *socket.Conn }
+
+func (vsockConn) LocalAddr() net.Addr  { return addr{} }
+func (vsockConn) RemoteAddr() net.Addr { return addr{} }
 
 // DialPort connects to the agent behind the Unix socket of a virtio-serial port.
 // It waits for the guest until ctx ends.
