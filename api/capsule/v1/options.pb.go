@@ -35,8 +35,11 @@ const (
 	Role_ROLE_READER Role = 1
 	// Also changes workloads, volumes and images, and enters workloads.
 	Role_ROLE_OPERATOR Role = 2
-	// Also changes the machine itself.
+	// Also changes the machine itself, and says who may enter.
 	Role_ROLE_ADMIN Role = 3
+	// Not a role of anybody: the method asks for a proof of its own, and takes
+	// callers without a certificate while the capsule can be claimed.
+	Role_ROLE_NOBODY Role = 4
 )
 
 // Enum value maps for Role.
@@ -46,12 +49,14 @@ var (
 		1: "ROLE_READER",
 		2: "ROLE_OPERATOR",
 		3: "ROLE_ADMIN",
+		4: "ROLE_NOBODY",
 	}
 	Role_value = map[string]int32{
 		"ROLE_UNSPECIFIED": 0,
 		"ROLE_READER":      1,
 		"ROLE_OPERATOR":    2,
 		"ROLE_ADMIN":       3,
+		"ROLE_NOBODY":      4,
 	}
 )
 
@@ -174,13 +179,14 @@ var File_capsule_v1_options_proto protoreflect.FileDescriptor
 const file_capsule_v1_options_proto_rawDesc = "" +
 	"\n" +
 	"\x18capsule/v1/options.proto\x12\n" +
-	"capsule.v1\x1a google/protobuf/descriptor.proto*P\n" +
+	"capsule.v1\x1a google/protobuf/descriptor.proto*a\n" +
 	"\x04Role\x12\x14\n" +
 	"\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vROLE_READER\x10\x01\x12\x11\n" +
 	"\rROLE_OPERATOR\x10\x02\x12\x0e\n" +
 	"\n" +
-	"ROLE_ADMIN\x10\x03*B\n" +
+	"ROLE_ADMIN\x10\x03\x12\x0f\n" +
+	"\vROLE_NOBODY\x10\x04*B\n" +
 	"\x06Format\x12\x16\n" +
 	"\x12FORMAT_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vFORMAT_SIZE\x10\x01\x12\x0f\n" +
