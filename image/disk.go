@@ -14,6 +14,8 @@ import (
 	"github.com/diskfs/go-diskfs/partition/gpt"
 	"github.com/google/uuid"
 
+	"capsule/internal/disk"
+	"capsule/internal/fat"
 	"capsule/internal/lvm"
 	"capsule/internal/slot"
 )
@@ -23,8 +25,8 @@ import (
 const (
 	sector    = 512
 	alignment = 1 << 20
-	espSize   = 1 << 30
-	slotSize  = 1 << 30
+	espSize   = disk.ESPBytes
+	slotSize  = disk.SlotBytes
 	permSize  = 1 << 30
 )
 
@@ -143,11 +145,11 @@ func partitions(hash string) *gpt.Table {
 // writeESP fills the ESP.
 func writeESP(out io.WriterAt, hash string, when time.Time, files []espFile) error {
 	serial := sha256.Sum256([]byte(hash + "ESP"))
-	volume := fatVolume{
-		out: out, size: espSize, hidden: alignment / sector,
-		serial: binary.LittleEndian.Uint32(serial[:]), label: "ESP", when: when,
+	volume := fat.Volume{
+		Out: out, Bytes: espSize, Sector: sector, Hidden: alignment / sector,
+		Serial: binary.LittleEndian.Uint32(serial[:]), Label: "ESP", When: when,
 	}
-	root := &fatNode{}
+	var list []fat.File
 	for _, file := range files {
 		content := []byte(file.content)
 		if file.from != "" {
@@ -156,9 +158,9 @@ func writeESP(out io.WriterAt, hash string, when time.Time, files []espFile) err
 				return err
 			}
 		}
-		root.add(file.path, content)
+		list = append(list, fat.Text(file.path, content))
 	}
-	return volume.write(root)
+	return fat.Write(volume, list)
 }
 
 // writeSlot copies the root to a slot.

@@ -23,6 +23,12 @@ const (
 	PERM  = "PERM"
 )
 
+// Sizes of our partitions, bytes: fixed for the life of a disk. PERM takes the rest.
+const (
+	ESPBytes  = 1 << 30
+	SlotBytes = 1 << 30
+)
+
 // The layout of a GPT (UEFI 2.10, section 5.3). Disks with 4096-byte sectors use
 // the same structures at other offsets.
 const (

@@ -1,8 +1,12 @@
-package main
+// Package fat writes FAT32 volumes: once, each file in one piece, to a file or to a
+// partition with whatever old content. It reads none and changes none. The format is
+// that of Microsoft's FAT specification, 1.03.
+package fat
 
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"path"
@@ -10,24 +14,22 @@ import (
 	"strings"
 	"time"
 	"unicode/utf16"
+
+	"github.com/containerd/errdefs"
 )
 
-// A FAT32 volume that is written once, each file in one piece. What is not written
-// stays a hole in a sparse file. Format: Microsoft's FAT specification, 1.03.
 const (
-	fatSector        = 512
-	fatCluster       = 4096 // bytes
-	fatClusterSector = fatCluster / fatSector
-	fatReserved      = 32 // sectors before the first table
-	fatTables        = 2
-	fatInfoSector    = 1
-	fatBackupSector  = 6
-	fatRoot          = 2 // first cluster
-	fatMinClusters   = 65525
-	fatMedia         = 0x0ffffff8
-	fatEnd           = 0x0fffffff
-	fatEntrySize     = 32
-	fatLongChars     = 13 // UTF-16 units in one long-name entry
+	fatCluster      = 4096 // bytes
+	fatReserved     = 32   // sectors before the first table
+	fatTables       = 2
+	fatInfoSector   = 1
+	fatBackupSector = 6
+	fatRoot         = 2 // first cluster
+	fatMinClusters  = 65525
+	fatMedia        = 0x0ffffff8
+	fatEnd          = 0x0fffffff
+	fatEntrySize    = 32
+	fatLongChars    = 13 // UTF-16 units in one long-name entry
 
 	fatAttrLabel = 0x08
 	fatAttrDir   = 0x10
@@ -35,51 +37,84 @@ const (
 	fatAttrLong  = 0x0f
 )
 
-// fatVolume is the volume while it is laid out.
-type fatVolume struct {
-	out    io.WriterAt // starts at the volume
-	size   int64       // bytes
-	hidden uint32      // sectors before the volume on its disk
-	serial uint32
-	label  string
-	when   time.Time // of every file
+// A Volume is where a file system is made and what is told of it.
+type Volume struct {
+	Out    io.WriterAt // starts at the volume
+	Bytes  int64
+	Sector int    // bytes, those of the disk: 512 or 4096
+	Hidden uint32 // sectors before the volume on its disk
+	Serial uint32
+	Label  string
+	When   time.Time // of every file
+}
 
+// A File is one of the volume's files. Its folders are made.
+type File struct {
+	Path    string
+	Content io.ReaderAt
+	Bytes   int64
+}
+
+// Text is a file with this content.
+func Text(path string, content []byte) File {
+	return File{Path: path, Content: bytes.NewReader(content), Bytes: int64(len(content))}
+}
+
+// layout is the volume while it is laid out.
+type layout struct {
+	Volume
+	perCluster   uint32 // sectors
 	tableSectors uint32
 	table        []uint32 // the allocation table, as far as it is used
 }
 
-// fatNode is a file or a folder.
-type fatNode struct {
+// node is a file or a folder.
+type node struct {
 	name     string
 	dir      bool
-	children []*fatNode
-	content  []byte
+	children []*node
+	content  io.ReaderAt
+	size     int64
 	first    uint32 // cluster, 0 for an empty file
 }
 
 // add puts a file into the tree, with its folders.
-func (n *fatNode) add(name string, content []byte) {
+func (n *node) add(name string, file File) {
 	first, rest, more := strings.Cut(strings.TrimPrefix(name, "/"), "/")
-	i := slices.IndexFunc(n.children, func(c *fatNode) bool { return c.name == first })
+	i := slices.IndexFunc(n.children, func(c *node) bool { return c.name == first })
 	if i < 0 {
 		i = len(n.children)
-		n.children = append(n.children, &fatNode{name: first, dir: more, content: content})
+		n.children = append(n.children, &node{name: first, dir: more})
 	}
 	if more {
-		n.children[i].content = nil
-		n.children[i].add(rest, content)
+		n.children[i].add(rest, file)
+		return
 	}
+	n.children[i].content, n.children[i].size = file.Content, file.Bytes
 }
 
-// write makes the volume with all files of the tree.
-func (v *fatVolume) write(root *fatNode) error {
-	sectors := uint32(v.size / fatSector)
+// Write makes the volume with these files. All that counts is written, so that no
+// old content shows through.
+func Write(volume Volume, files []File) error {
+	if volume.Sector != 512 && volume.Sector != fatCluster {
+		return fmt.Errorf("write FAT32: sectors of %d bytes: %w", volume.Sector, errdefs.ErrNotImplemented)
+	}
+	root := &node{}
+	for _, file := range files {
+		root.add(file.Path, file)
+	}
+	v := &layout{Volume: volume, perCluster: uint32(fatCluster / volume.Sector)}
+	return v.write(root)
+}
+
+func (v *layout) write(root *node) error {
+	sectors := uint32(v.Bytes / int64(v.Sector))
 	// One table entry is 4 bytes; the tables take room from what they describe.
-	clusters := (sectors - fatReserved) / fatClusterSector
-	v.tableSectors = (clusters+2)*4/fatSector + 1
-	clusters = (sectors - fatReserved - fatTables*v.tableSectors) / fatClusterSector
+	clusters := (sectors - fatReserved) / v.perCluster
+	v.tableSectors = (clusters+2)*4/uint32(v.Sector) + 1
+	clusters = (sectors - fatReserved - fatTables*v.tableSectors) / v.perCluster
 	if clusters < fatMinClusters {
-		return fmt.Errorf("write FAT32: %d clusters, at least %d are needed", clusters, fatMinClusters)
+		return fmt.Errorf("write FAT32: %d clusters, at least %d are needed: %w", clusters, fatMinClusters, errdefs.ErrInvalidArgument)
 	}
 	v.table = []uint32{fatMedia, fatEnd}
 	root.dir = true
@@ -87,7 +122,7 @@ func (v *fatVolume) write(root *fatNode) error {
 		return err
 	}
 	if used := uint32(len(v.table)) - 2; used > clusters {
-		return fmt.Errorf("write FAT32: files need %d clusters, the volume has %d", used, clusters)
+		return fmt.Errorf("write FAT32: files need %d clusters, the volume has %d: %w", used, clusters, errdefs.ErrResourceExhausted)
 	}
 	if err := v.writeTree(root, root); err != nil {
 		return err
@@ -96,14 +131,14 @@ func (v *fatVolume) write(root *fatNode) error {
 }
 
 // place gives clusters to a node and all below it.
-func (v *fatVolume) place(n *fatNode) error {
-	size := len(n.content)
+func (v *layout) place(n *node) error {
+	size := n.size
 	if n.dir {
-		size = v.dirSize(n)
+		size = int64(v.dirSize(n))
 	}
 	if size > 0 {
 		n.first = uint32(len(v.table))
-		count := uint32(size+fatCluster-1) / fatCluster
+		count := uint32((size + fatCluster - 1) / fatCluster)
 		for i := range count - 1 {
 			v.table = append(v.table, n.first+i+1)
 		}
@@ -122,7 +157,7 @@ func (v *fatVolume) place(n *fatNode) error {
 
 // dirSize is the size of a folder: its own two entries or the label, those of the
 // children, and one that ends it.
-func (v *fatVolume) dirSize(n *fatNode) int {
+func (v *layout) dirSize(n *node) int {
 	entries := 3
 	for _, child := range n.children {
 		entries += 1 + longEntries(child.name)
@@ -139,15 +174,16 @@ func longEntries(name string) int {
 }
 
 // writeTree writes a node's clusters and those of all below it.
-func (v *fatVolume) writeTree(n, parent *fatNode) error {
-	content := n.content
+func (v *layout) writeTree(n, parent *node) error {
+	content, size := n.content, n.size
 	if n.dir {
-		content = v.dirContent(n, parent)
+		entries := v.dirContent(n, parent)
+		content, size = bytes.NewReader(entries), int64(len(entries))
 	}
-	if len(content) > 0 {
-		at := fatReserved + fatTables*int64(v.tableSectors) + int64(n.first-fatRoot)*fatClusterSector
-		if _, err := v.out.WriteAt(content, at*fatSector); err != nil {
-			return err
+	if size > 0 {
+		at := fatReserved + fatTables*int64(v.tableSectors) + int64(n.first-fatRoot)*int64(v.perCluster)
+		if err := v.copy(content, size, at*int64(v.Sector)); err != nil {
+			return fmt.Errorf("write FAT32: %q: %w", n.name, err)
 		}
 	}
 	for _, child := range n.children {
@@ -158,10 +194,30 @@ func (v *fatVolume) writeTree(n, parent *fatNode) error {
 	return nil
 }
 
-func (v *fatVolume) dirContent(n, parent *fatNode) []byte {
+// copyBytes of a file are in memory at once.
+const copyBytes = 1 << 20
+
+// copy writes whole clusters, the last one with zeros at its end.
+func (v *layout) copy(content io.ReaderAt, size, to int64) error {
+	buffer := make([]byte, copyBytes)
+	for at := int64(0); at < size; at += copyBytes {
+		n := min(copyBytes, size-at)
+		if got, err := content.ReadAt(buffer[:n], at); int64(got) < n {
+			return errors.Join(err, io.ErrUnexpectedEOF)
+		}
+		whole := (n + fatCluster - 1) / fatCluster * fatCluster
+		clear(buffer[n:whole])
+		if _, err := v.Out.WriteAt(buffer[:whole], to+at); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (v *layout) dirContent(n, parent *node) []byte {
 	var out bytes.Buffer
 	if n == parent {
-		out.Write(v.entry(padded(v.label, 11), fatAttrLabel, 0, 0))
+		out.Write(v.entry(padded(v.Label, 11), fatAttrLabel, 0, 0))
 	} else {
 		up := parent.first
 		if up == fatRoot {
@@ -182,15 +238,15 @@ func (v *fatVolume) dirContent(n, parent *fatNode) []byte {
 		if child.dir {
 			attr = fatAttrDir
 		}
-		out.Write(v.entry(short, attr, child.first, len(child.content)))
+		out.Write(v.entry(short, attr, child.first, int(child.size)))
 	}
 	// A whole cluster: an old one on the disk must not show through behind the end.
 	return append(out.Bytes(), make([]byte, -out.Len()&(fatCluster-1))...)
 }
 
 // entry is one folder entry under a name of eleven bytes.
-func (v *fatVolume) entry(short string, attr byte, first uint32, size int) []byte {
-	when := v.when.UTC()
+func (v *layout) entry(short string, attr byte, first uint32, size int) []byte {
+	when := v.When.UTC()
 	date := uint16(max(when.Year()-1980, 0)<<9 | int(when.Month())<<5 | when.Day())
 	clock := uint16(when.Hour()<<11 | when.Minute()<<5 | when.Second()/2)
 	e := make([]byte, fatEntrySize)
@@ -276,46 +332,51 @@ func longName(name, short string) []byte {
 }
 
 // writeTables writes the boot sector, the free-space hint, their copies, and both
-// allocation tables.
-func (v *fatVolume) writeTables(sectors, clusters uint32) error {
-	boot, info := v.bootSector(sectors), make([]byte, fatSector)
+// allocation tables: all of them, since what they don't use must be zero.
+func (v *layout) writeTables(sectors, clusters uint32) error {
+	head := make([]byte, fatReserved*v.Sector)
+	boot := v.bootSector(sectors)
+	info := head[fatInfoSector*v.Sector:]
 	copy(info, "RRaA")
 	copy(info[484:], "rrAa")
 	binary.LittleEndian.PutUint32(info[488:], clusters+2-uint32(len(v.table)))
 	binary.LittleEndian.PutUint32(info[492:], uint32(len(v.table)))
 	info[510], info[511] = 0x55, 0xaa
-	var table bytes.Buffer
-	_ = binary.Write(&table, binary.LittleEndian, v.table) // into memory
-	for at, content := range map[uint32][]byte{
-		0: boot, fatInfoSector: info, fatBackupSector: boot, fatBackupSector + fatInfoSector: info,
-		fatReserved: table.Bytes(), fatReserved + v.tableSectors: table.Bytes(),
-	} {
-		if _, err := v.out.WriteAt(content, int64(at)*fatSector); err != nil {
+	copy(head, boot)
+	copy(head[fatBackupSector*v.Sector:], boot)
+	copy(head[(fatBackupSector+fatInfoSector)*v.Sector:], info[:v.Sector])
+	table := make([]byte, int(v.tableSectors)*v.Sector)
+	for i, next := range v.table {
+		binary.LittleEndian.PutUint32(table[4*i:], next)
+	}
+	for i, content := range [][]byte{head, table, table} {
+		at := fatReserved*min(i, 1) + int(v.tableSectors)*max(i-1, 0)
+		if _, err := v.Out.WriteAt(content, int64(at)*int64(v.Sector)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (v *fatVolume) bootSector(sectors uint32) []byte {
-	s := make([]byte, fatSector)
+func (v *layout) bootSector(sectors uint32) []byte {
+	s := make([]byte, v.Sector)
 	copy(s, "\xeb\x58\x90CAPSULE ")
-	binary.LittleEndian.PutUint16(s[11:], fatSector)
-	s[13] = fatClusterSector
+	binary.LittleEndian.PutUint16(s[11:], uint16(v.Sector))
+	s[13] = byte(v.perCluster)
 	binary.LittleEndian.PutUint16(s[14:], fatReserved)
 	s[16] = fatTables
 	s[21] = byte(fatMedia & 0xff)
 	binary.LittleEndian.PutUint16(s[24:], 63)  // sectors per track, for show
 	binary.LittleEndian.PutUint16(s[26:], 255) // heads, for show
-	binary.LittleEndian.PutUint32(s[28:], v.hidden)
+	binary.LittleEndian.PutUint32(s[28:], v.Hidden)
 	binary.LittleEndian.PutUint32(s[32:], sectors)
 	binary.LittleEndian.PutUint32(s[36:], v.tableSectors)
 	binary.LittleEndian.PutUint32(s[44:], fatRoot)
 	binary.LittleEndian.PutUint16(s[48:], fatInfoSector)
 	binary.LittleEndian.PutUint16(s[50:], fatBackupSector)
 	s[64], s[66] = 0x80, 0x29
-	binary.LittleEndian.PutUint32(s[67:], v.serial)
-	copy(s[71:], padded(v.label, 11))
+	binary.LittleEndian.PutUint32(s[67:], v.Serial)
+	copy(s[71:], padded(v.Label, 11))
 	copy(s[82:], "FAT32   ")
 	s[510], s[511] = 0x55, 0xaa
 	return s
