@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"time"
 
@@ -33,12 +34,17 @@ read; "-" is the standard input.
 --dry-run checks everything on the capsule and shows what would change.
 --wait follows the workloads until what was applied runs, or has ended with
 code 0; a workload that fails or falls into back-off meanwhile ends the wait, and
-one that waits for a volume is waited for. A volume is ready once it is made.`,
+one that waits for a volume is waited for. A volume is ready once it is made.
+
+On several capsules each takes all of it or nothing, whatever becomes of the
+others; the table tells what was done on which.`,
 		Example: `  capsulectl apply -f web.yaml --wait
-  capsulectl apply -f manifests/ --dry-run`,
+  capsulectl apply -f manifests/ --dry-run
+  capsulectl apply -f web.yaml --capsule kitchen,attic`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, args []string) error { return runApply(cmd.Context(), a, o, args) },
 	}
+	onMany(a, cmd)
 	flags := cmd.Flags()
 	flags.StringArrayVarP(&o.Files, "file", "f", nil, "file or folder of manifests, \"-\" for the standard input (repeatable)")
 	flags.BoolVar(&o.DryRun, "dry-run", false, "check and show the difference only")
@@ -53,24 +59,62 @@ func runApply(ctx context.Context, a *app, o ApplyOptions, _ []string) error {
 	if err != nil {
 		return err
 	}
+	if a.many() {
+		return a.read(ctx, func(ctx context.Context, a *app) (view, error) { return applyOnOne(ctx, a, o, objects) })
+	}
 	return applyObjects(ctx, a, o, objects)
 }
 
+// applyOnOne of several capsules gives what was done in rows, also when the wait
+// for it fails.
+func applyOnOne(ctx context.Context, a *app, o ApplyOptions, objects []*capsulev1.Object) (view, error) {
+	results, err := a.apply(ctx, o, objects)
+	if err != nil {
+		return view{}, err
+	}
+	v := view{columns: []string{"NAME", "RESULT"}}
+	for _, r := range results {
+		name := nameOf(r.GetObject().GetMeta())
+		v.names, v.values = append(v.names, name), append(v.values, r)
+		v.rows = append(v.rows, []string{name, outcomeText(r, o.DryRun)})
+		if o.DryRun && r.GetDiff() != "" {
+			v.text += fmt.Sprintf("%s\n%s\n", name, strings.TrimRight(r.GetDiff(), "\n"))
+		}
+	}
+	return v, a.waitApplied(ctx, o, results)
+}
+
 func applyObjects(ctx context.Context, a *app, o ApplyOptions, objects []*capsulev1.Object) error {
-	answer, err := call(ctx, a, func(ctx context.Context, c *client) (*capsulev1.ApplyResponse, error) {
-		return c.objects.Apply(ctx, &capsulev1.ApplyRequest{Objects: objects, DryRun: o.DryRun})
-	})
+	results, err := a.apply(ctx, o, objects)
 	if err != nil {
 		return err
 	}
-	if err := a.showApplied(answer.GetResults(), o.DryRun); err != nil {
+	if err := a.showApplied(results, o.DryRun); err != nil {
 		return err
 	}
+	return a.waitApplied(ctx, o, results)
+}
+
+// apply makes the call, and passes on what the capsule warns of.
+func (a *app) apply(ctx context.Context, o ApplyOptions, objects []*capsulev1.Object) ([]*capsulev1.ApplyResult, error) {
+	answer, err := call(ctx, a, func(ctx context.Context, c *client) (*capsulev1.ApplyResponse, error) {
+		return c.objects.Apply(ctx, &capsulev1.ApplyRequest{Objects: objects, DryRun: o.DryRun})
+	})
+	for _, r := range answer.GetResults() {
+		for _, w := range r.GetWarnings() {
+			a.ui.warn(nameOf(r.GetObject().GetMeta()) + ": " + w)
+		}
+	}
+	return answer.GetResults(), err
+}
+
+// waitApplied waits for what was applied, where that was asked for.
+func (a *app) waitApplied(ctx context.Context, o ApplyOptions, results []*capsulev1.ApplyResult) error {
 	if !o.Wait || o.DryRun {
 		return nil
 	}
 	var targets []target
-	for _, r := range answer.GetResults() {
+	for _, r := range results {
 		targets = append(targets, targetOf(r.GetObject()))
 	}
 	return a.waitReady(ctx, o.Timeout, targets)
@@ -82,25 +126,27 @@ var outcomes = map[capsulev1.Outcome]string{
 	capsulev1.Outcome_OUTCOME_UNCHANGED: "unchanged",
 }
 
+// outcomeText is what was done with an object, or would be.
+func outcomeText(r *capsulev1.ApplyResult, dryRun bool) string {
+	text := outcomes[r.GetOutcome()]
+	if dryRun {
+		text += " (dry run)"
+	}
+	if isVolume(r.GetObject()) {
+		text += ": " + exactSize(r.GetObject().GetVolume().GetSpec().GetSize())
+	}
+	return text
+}
+
 func (a *app) showApplied(results []*capsulev1.ApplyResult, dryRun bool) error {
 	v := view{columns: []string{}}
 	for _, r := range results {
 		meta := r.GetObject().GetMeta()
-		for _, w := range r.GetWarnings() {
-			a.ui.warn(nameOf(meta) + ": " + w)
-		}
 		v.names, v.values = append(v.names, nameOf(meta)), append(v.values, r)
 		if a.output != formatTable {
 			continue
 		}
-		text := outcomes[r.GetOutcome()]
-		if dryRun {
-			text += " (dry run)"
-		}
-		if isVolume(r.GetObject()) {
-			text += ": " + exactSize(r.GetObject().GetVolume().GetSpec().GetSize())
-		}
-		a.ui.printf("%s %s\n", nameOf(meta), text)
+		a.ui.printf("%s %s\n", nameOf(meta), outcomeText(r, dryRun))
 		if dryRun && r.GetDiff() != "" {
 			a.ui.printf("%s\n", strings.TrimRight(r.GetDiff(), "\n"))
 		}

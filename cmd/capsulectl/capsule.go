@@ -22,26 +22,27 @@ func newCapsuleCommand(a *app) *cobra.Command {
 }
 
 func newCapsuleInfoCommand(a *app) *cobra.Command {
-	return &cobra.Command{
+	return onMany(a, &cobra.Command{
 		Use: "info", Short: "Show the machine and how it is",
-		Example: "  capsulectl capsule info",
-		Args:    cobra.NoArgs,
-		RunE:    func(cmd *cobra.Command, _ []string) error { return runCapsuleInfo(cmd.Context(), a) },
-	}
+		Example: `  capsulectl capsule info
+  capsulectl capsule info --all`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.read(cmd.Context(), capsuleInfo) },
+	})
 }
 
-func runCapsuleInfo(ctx context.Context, a *app) error {
+func capsuleInfo(ctx context.Context, a *app) (view, error) {
 	info, err := call(ctx, a, func(ctx context.Context, c *client) (*capsulev1.InfoResponse, error) {
 		return c.capsule.Info(ctx, &capsulev1.InfoRequest{})
 	})
 	if err != nil {
-		return err
+		return view{}, err
 	}
-	v := view{single: true, names: []string{info.GetName()}, values: []any{info}, rows: infoFacts(info)}
+	v := view{single: true, names: []string{info.GetName()}, values: []any{info}, rows: infoFacts(info), summary: infoSummary(info)}
 	if a.output == formatTable && info.GetPool() != nil {
 		volumes, err := fetchObjects(ctx, a, manifest.KindVolume)
 		if err != nil {
-			return err
+			return v, err
 		}
 		storage := storageFacts(info.GetPool(), volumes)
 		if degraded(info.GetPool()) {
@@ -50,14 +51,31 @@ func runCapsuleInfo(ctx context.Context, a *app) error {
 			v.rows = append(v.rows, storage...)
 		}
 	}
-	return a.ui.show(a.output, v)
+	return v, nil
 }
 
-func infoFacts(i *capsulev1.InfoResponse) [][]string {
+func modeText(i *capsulev1.InfoResponse) string {
 	mode := strings.ToLower(strings.TrimPrefix(i.GetMode().String(), "MODE_"))
 	if r := i.GetModeReason(); r != "" {
 		mode += " (" + r + ")"
 	}
+	return mode
+}
+
+// infoSummary is a machine in one row.
+func infoSummary(i *capsulev1.InfoResponse) *view {
+	return &view{
+		columns: []string{"NAME", "VERSION", "MODE", "UP", "ADDRESSES", "MEMORY FREE", "STORAGE FREE", "RUNNING"},
+		rows: [][]string{{
+			i.GetName(), i.GetVersion(), modeText(i), age(i.GetBootedAt().AsTime(), i.GetTime().AsTime()), strings.Join(i.GetAddresses(), ", "),
+			size(int64(i.GetMemoryAvailable())), size(int64(i.GetPermFree())), //nolint:gosec // bytes of a machine
+			fmt.Sprintf("%d of %d", i.GetWorkloadsRunning(), i.GetWorkloads()),
+		}},
+	}
+}
+
+func infoFacts(i *capsulev1.InfoResponse) [][]string {
+	mode := modeText(i)
 	clock := "not set from the network yet"
 	if i.GetClockSynchronized() {
 		clock = "set from the network"

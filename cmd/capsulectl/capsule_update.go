@@ -75,24 +75,29 @@ func (a *app) tell(answer proto.Message, name, sentence string) error {
 }
 
 func newUpdateStatusCommand(a *app) *cobra.Command {
-	return &cobra.Command{
+	return onMany(a, &cobra.Command{
 		Use: "status", Short: "Show which system runs, which one is beside it, and what became of updates",
 		Example: "  capsulectl capsule update status",
 		Args:    cobra.NoArgs,
-		RunE:    func(cmd *cobra.Command, _ []string) error { return runUpdateStatus(cmd.Context(), a) },
-	}
+		RunE:    func(cmd *cobra.Command, _ []string) error { return a.read(cmd.Context(), updateStatus) },
+	})
 }
 
-func runUpdateStatus(ctx context.Context, a *app) error {
+func updateStatus(ctx context.Context, a *app) (view, error) {
 	s, err := fetchUpdateStatus(ctx, a)
 	if err != nil {
-		return err
+		return view{}, err
 	}
 	v := view{single: true, names: []string{s.GetVersion()}, values: []any{s}, rows: updateFacts(s)}
+	row := make([]string, 0, len(v.rows))
+	for _, fact := range v.rows {
+		row = append(row, fact[1])
+	}
+	v.summary = &view{columns: []string{"VERSION", "SLOT", "STATE", "OTHER"}, rows: [][]string{row}}
 	if len(s.GetHistory()) > 0 {
 		v.below = historyView(s.GetHistory())
 	}
-	return a.ui.show(a.output, v)
+	return v, nil
 }
 
 func fetchUpdateStatus(ctx context.Context, a *app) (*capsulev1.UpdateServiceStatusResponse, error) {

@@ -37,6 +37,9 @@ func (a *app) dial() (*client, error) {
 	if a.client != nil {
 		return a.client, nil
 	}
+	if !a.oneOf && a.many() {
+		return nil, &failure{exitUsage, fmt.Errorf("%q is for one capsule at a time", a.command), "name one with --capsule"}
+	}
 	store, err := contexts.Open("")
 	if err != nil {
 		return nil, err
@@ -44,7 +47,7 @@ func (a *app) dial() (*client, error) {
 	named := a.named()
 	c, err := store.Resolve(named)
 	if errors.Is(err, errdefs.ErrNotFound) {
-		return nil, &failure{exitUsage, err, "\"capsulectl context list\" shows those there are"}
+		return nil, &failure{exitUsage, err, contextsHint}
 	}
 	if err != nil {
 		return nil, err

@@ -95,9 +95,11 @@ func newContextDeleteCommand(a *app) *cobra.Command {
 	}
 }
 
+const contextsHint = "\"capsulectl context list\" shows those there are"
+
 func unknownContext(err error) error {
 	if notFound(err) {
-		return &failure{exitFailed, err, "\"capsulectl context list\" shows those there are"}
+		return &failure{exitFailed, err, contextsHint}
 	}
 	return err
 }

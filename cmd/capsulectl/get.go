@@ -12,7 +12,7 @@ import (
 )
 
 func newGetCommand(a *app) *cobra.Command {
-	return &cobra.Command{
+	return onMany(a, &cobra.Command{
 		Use:   "get [KIND [NAME] | KIND/NAME]",
 		Short: "Show what is declared and how it stands",
 		Long: `Shows all objects, those of one kind, or one. Kinds are container, microvm,
@@ -21,48 +21,51 @@ volume, and workload, which is a container or a microvm.
 -o yaml prints manifests that can be applied again; -o json prints all that the
 capsule knows.`,
 		Example: `  capsulectl get
-  capsulectl get container web -o yaml`,
+  capsulectl get container web -o yaml
+  capsulectl get volumes --all`,
 		Args: cobra.MaximumNArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error { return runGet(cmd.Context(), a, args) },
-	}
+	})
 }
 
 func runGet(ctx context.Context, a *app, args []string) error {
 	if len(args) == 0 {
-		return listAll(ctx, a)
+		return a.read(ctx, listAll)
 	}
 	kind, name, err := kindAndName(args)
 	if err != nil {
 		return err
 	}
 	if name == "" {
-		return listObjects(ctx, a, kind)
+		return a.read(ctx, listing(kind))
 	}
-	return getObject(ctx, a, kind, name)
+	return a.read(ctx, getting(kind, name))
 }
 
-// listAll shows all that is declared.
-func listAll(ctx context.Context, a *app) error {
+// listAll reads all that is declared.
+func listAll(ctx context.Context, a *app) (view, error) {
 	objects, err := fetchObjects(ctx, a, "")
 	if err != nil {
-		return err
+		return view{}, err
 	}
-	return showObjects(a, objects, "no workloads and no volumes; \"capsulectl apply -f FILE\" makes some")
+	return listView(objects, "no workloads and no volumes; \"capsulectl apply -f FILE\" makes some")
 }
 
 const noVolumes = "no volumes; \"capsulectl volume create NAME --size SIZE\" makes one"
 
-// listObjects shows all objects of a kind; "" are workloads of either.
-func listObjects(ctx context.Context, a *app, kind string) error {
-	objects, err := fetchObjects(ctx, a, kind)
-	if err != nil {
-		return err
+// listing reads all objects of a kind; "" are workloads of either.
+func listing(kind string) reading {
+	return func(ctx context.Context, a *app) (view, error) {
+		objects, err := fetchObjects(ctx, a, kind)
+		if err != nil {
+			return view{}, err
+		}
+		if kind == manifest.KindVolume {
+			return listView(objects, noVolumes)
+		}
+		objects = slices.DeleteFunc(objects, isVolume)
+		return listView(objects, "no workloads; \"capsulectl apply -f FILE\" makes some")
 	}
-	if kind == manifest.KindVolume {
-		return showObjects(a, objects, noVolumes)
-	}
-	objects = slices.DeleteFunc(objects, isVolume)
-	return showObjects(a, objects, "no workloads; \"capsulectl apply -f FILE\" makes some")
 }
 
 // fetchObjects gives the objects of a kind, or of all.
@@ -73,26 +76,23 @@ func fetchObjects(ctx context.Context, a *app, kind string) ([]*capsulev1.Object
 	return answer.GetObjects(), err
 }
 
-func showObjects(a *app, objects []*capsulev1.Object, empty string) error {
+func listView(objects []*capsulev1.Object, empty string) (view, error) {
 	v, err := objectView(objects, time.Now())
-	if err != nil {
-		return err
-	}
 	v.empty = empty
-	return a.ui.show(a.output, v)
+	return v, err
 }
 
-func getObject(ctx context.Context, a *app, kind, name string) error {
-	o, err := fetchObject(ctx, a, kind, name)
-	if err != nil {
-		return err
+// getting reads one object.
+func getting(kind, name string) reading {
+	return func(ctx context.Context, a *app) (view, error) {
+		o, err := fetchObject(ctx, a, kind, name)
+		if err != nil {
+			return view{}, err
+		}
+		v, err := objectView([]*capsulev1.Object{o}, time.Now())
+		v.single = true
+		return v, err
 	}
-	v, err := objectView([]*capsulev1.Object{o}, time.Now())
-	if err != nil {
-		return err
-	}
-	v.single = true
-	return a.ui.show(a.output, v)
 }
 
 // fetchObject gives one object; kind "" is a workload of either kind.

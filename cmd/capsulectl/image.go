@@ -17,22 +17,19 @@ func newImageCommand(a *app) *cobra.Command {
 }
 
 func newImageListCommand(a *app) *cobra.Command {
-	return &cobra.Command{
+	return onMany(a, &cobra.Command{
 		Use: "list", Aliases: []string{"ls"}, Short: "List the images on the capsule",
 		Example: "  capsulectl image list",
 		Args:    cobra.NoArgs,
-		RunE:    func(cmd *cobra.Command, _ []string) error { return runImageList(cmd.Context(), a) },
-	}
+		RunE:    func(cmd *cobra.Command, _ []string) error { return a.read(cmd.Context(), imageList) },
+	})
 }
 
-func runImageList(ctx context.Context, a *app) error {
+func imageList(ctx context.Context, a *app) (view, error) {
 	answer, err := call(ctx, a, func(ctx context.Context, c *client) (*capsulev1.ImageServiceListResponse, error) {
 		return c.images.List(ctx, &capsulev1.ImageServiceListRequest{})
 	})
-	if err != nil {
-		return err
-	}
-	return a.ui.show(a.output, imageView(answer.GetImages(), "no images"))
+	return imageView(answer.GetImages(), "no images"), err
 }
 
 func imageView(images []*capsulev1.Image, empty string) view {

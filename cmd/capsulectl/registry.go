@@ -24,20 +24,20 @@ func newRegistryCommand(a *app) *cobra.Command {
 }
 
 func newRegistryListCommand(a *app) *cobra.Command {
-	return &cobra.Command{
+	return onMany(a, &cobra.Command{
 		Use: "list", Aliases: []string{"ls"}, Short: "List registries with settings of their own",
 		Example: "  capsulectl registry list",
 		Args:    cobra.NoArgs,
-		RunE:    func(cmd *cobra.Command, _ []string) error { return runRegistryList(cmd.Context(), a) },
-	}
+		RunE:    func(cmd *cobra.Command, _ []string) error { return a.read(cmd.Context(), registryList) },
+	})
 }
 
-func runRegistryList(ctx context.Context, a *app) error {
+func registryList(ctx context.Context, a *app) (view, error) {
 	answer, err := call(ctx, a, func(ctx context.Context, c *client) (*capsulev1.ListRegistriesResponse, error) {
 		return c.images.ListRegistries(ctx, &capsulev1.ListRegistriesRequest{})
 	})
 	if err != nil {
-		return err
+		return view{}, err
 	}
 	v := view{columns: []string{"HOST", "USER", "TLS"}, empty: "no registry has settings of its own"}
 	for _, r := range answer.GetRegistries() {
@@ -51,7 +51,7 @@ func runRegistryList(ctx context.Context, a *app) error {
 		v.names, v.values = append(v.names, r.GetHost()), append(v.values, r)
 		v.rows = append(v.rows, []string{r.GetHost(), r.GetUsername(), tls})
 	}
-	return a.ui.show(a.output, v)
+	return v, nil
 }
 
 // RegistryOptions of "registry set".

@@ -15,7 +15,9 @@ import (
 const longRoot = `capsulectl declares workloads and volumes on capsules and looks after the machines.
 
 A capsule is named by --capsule, else by CAPSULE_HOST, else it is the current
-context (see "capsulectl context").`
+context (see "capsulectl context"). Commands that only look, and "apply", take
+several capsules, divided by commas, or --all of them: they are asked at the same
+time and shown in one table, and one that does not answer hides none of the others.`
 
 // exitsNote stands in the help of each command that has no codes of its own.
 const exitsNote = "0 done, 1 failed, 2 wrong usage, 3 not ready in time, 4 not allowed"
@@ -24,9 +26,15 @@ const exitsNote = "0 done, 1 failed, 2 wrong usage, 3 not ready in time, 4 not a
 type app struct {
 	ui      *ui
 	capsule string // --capsule
-	output  string // --output
-	client  *client
-	begun   bool // the command line was right and its command ran
+	// everyone is --all of the commands that have it.
+	everyone bool
+	// command is what was asked for, in its own words: "workload exec".
+	command string
+	// oneOf tells that this is one of several capsules of a command line.
+	oneOf  bool
+	output string // --output
+	client *client
+	begun  bool // the command line was right and its command ran
 	// compared is done once the capsule's version was.
 	compared sync.Once
 }
@@ -67,7 +75,7 @@ func newRootCommand(a *app) *cobra.Command {
 	root.SetErr(a.ui.err)
 	root.SetIn(a.ui.in)
 	flags := root.PersistentFlags()
-	flags.StringVar(&a.capsule, "capsule", "", "context name or host:port of the capsule (default $CAPSULE_HOST, else the current context)")
+	flags.StringVar(&a.capsule, "capsule", "", "context name or host:port of the capsule, or several of them, divided by commas (default $CAPSULE_HOST, else the current context)")
 	flags.StringVarP(&a.output, "output", "o", formatTable, "form of lists and objects: table, json, yaml or name")
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
 		if !slices.Contains(formats, a.output) {
@@ -121,6 +129,7 @@ func finish(a *app, cmd *cobra.Command) {
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		a.begun = true
+		a.command = strings.TrimPrefix(cmd.CommandPath(), "capsulectl ")
 		return run(cmd, args)
 	}
 }

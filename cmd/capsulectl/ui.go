@@ -60,8 +60,13 @@ func (u *ui) warn(text string) { u.note("warning: %s", text) }
 
 func (u *ui) fail(f *failure) {
 	u.note("%s %s", u.paint(red, "error:"), f.err)
-	if f.hint != "" {
-		u.note("hint: %s", f.hint)
+	u.hint(f.hint)
+}
+
+// hint tells the next step, where one is known.
+func (u *ui) hint(text string) {
+	if text != "" {
+		u.note("hint: %s", text)
 	}
 }
 
@@ -88,6 +93,8 @@ type view struct {
 	single  bool     // one thing and not a list of one
 	empty   string   // said on stderr when there is nothing
 	below   *view    // a table of other things, under the first
+	summary *view    // the same in rows, where several capsules are shown
+	text    string   // said under the tables
 }
 
 // show prints a view in the form that --output asks for.
@@ -106,7 +113,10 @@ func (u *ui) show(format string, v view) error {
 	case formatYAML:
 		return u.showYAML(v)
 	default:
-		return u.showTables(v)
+		if err := u.showTables(v); err != nil {
+			return err
+		}
+		u.printf("%s", v.text)
 	}
 	return nil
 }

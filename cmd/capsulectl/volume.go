@@ -23,27 +23,24 @@ func newVolumeCommand(a *app) *cobra.Command {
 }
 
 func newVolumeListCommand(a *app) *cobra.Command {
-	return &cobra.Command{
+	return onMany(a, &cobra.Command{
 		Use: "list", Aliases: []string{"ls"}, Short: "List volumes",
 		Long: `Lists volumes. USED is what a volume takes of the pool, which may be less than
 its size.`,
 		Example: "  capsulectl volume list",
 		Args:    cobra.NoArgs,
-		RunE:    func(cmd *cobra.Command, _ []string) error { return runVolumeList(cmd.Context(), a) },
-	}
+		RunE:    func(cmd *cobra.Command, _ []string) error { return a.read(cmd.Context(), volumeList) },
+	})
 }
 
-func runVolumeList(ctx context.Context, a *app) error {
+func volumeList(ctx context.Context, a *app) (view, error) {
 	objects, err := fetchObjects(ctx, a, manifest.KindVolume)
 	if err != nil {
-		return err
+		return view{}, err
 	}
 	v, err := volumeView(objects, time.Now())
-	if err != nil {
-		return err
-	}
 	v.empty = noVolumes
-	return a.ui.show(a.output, v)
+	return v, err
 }
 
 // volumeView lists volumes by the names that the commands of volumes take.
@@ -56,16 +53,19 @@ func volumeView(objects []*capsulev1.Object, now time.Time) (view, error) {
 }
 
 func newVolumeGetCommand(a *app) *cobra.Command {
-	return &cobra.Command{
+	return onMany(a, &cobra.Command{
 		Use: "get NAME", Short: "Show one volume in full",
 		Example: `  capsulectl volume get photos
   capsulectl volume get photos -o yaml`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return runVolumeGet(cmd.Context(), a, args[0]) },
-	}
+	})
 }
 
 func runVolumeGet(ctx context.Context, a *app, name string) error {
+	if a.many() {
+		return a.read(ctx, getting(manifest.KindVolume, name))
+	}
 	o, err := fetchObject(ctx, a, manifest.KindVolume, name)
 	if err != nil {
 		return err

@@ -28,7 +28,7 @@ that takes space; at 100 % it is "full" and writes that need space fail.
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if !cmd.Flags().Changed("overcommit-max") {
-				return runVolumePool(cmd.Context(), a)
+				return a.read(cmd.Context(), volumePool)
 			}
 			percent, err := parsePercent(overcommit)
 			if err != nil {
@@ -38,7 +38,7 @@ that takes space; at 100 % it is "full" and writes that need space fail.
 		},
 	}
 	cmd.Flags().StringVar(&overcommit, "overcommit-max", "", "what volumes may promise together, such as 400%")
-	return cmd
+	return onMany(a, cmd)
 }
 
 // parsePercent reads "400%".
@@ -56,14 +56,11 @@ func parsePercent(text string) (uint32, error) {
 	return uint32(n), nil
 }
 
-func runVolumePool(ctx context.Context, a *app) error {
+func volumePool(ctx context.Context, a *app) (view, error) {
 	answer, err := call(ctx, a, func(ctx context.Context, c *client) (*capsulev1.PoolResponse, error) {
 		return c.volumes.Pool(ctx, &capsulev1.PoolRequest{})
 	})
-	if err != nil {
-		return err
-	}
-	return showPool(a, answer.GetPool())
+	return poolView(answer.GetPool()), err
 }
 
 func runVolumeSetPool(ctx context.Context, a *app, percent uint32) error {
@@ -73,11 +70,17 @@ func runVolumeSetPool(ctx context.Context, a *app, percent uint32) error {
 	if err != nil {
 		return err
 	}
-	return showPool(a, answer.GetPool())
+	return a.ui.show(a.output, poolView(answer.GetPool()))
 }
 
-func showPool(a *app, p *capsulev1.Pool) error {
-	return a.ui.show(a.output, view{single: true, names: []string{"pool"}, values: []any{p}, rows: poolFacts(p)})
+func poolView(p *capsulev1.Pool) view {
+	return view{single: true, names: []string{"pool"}, values: []any{p}, rows: poolFacts(p), summary: &view{
+		columns: []string{"LEVEL", "USED", "METADATA", "PROMISED", "MESSAGE"},
+		rows: [][]string{{
+			levelNames[p.GetLevel()], share(p.GetUsed(), p.GetSize()), percent(p.GetMetadataUsed(), p.GetMetadataSize()),
+			fmt.Sprintf("%s, at most %d %%", percent(p.GetPromised(), p.GetSize()), p.GetOvercommitMax()), p.GetMessage(),
+		}},
+	}}
 }
 
 // levelNames of pools; unknown has none.

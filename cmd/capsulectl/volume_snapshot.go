@@ -48,26 +48,25 @@ func runVolumeSnapshot(ctx context.Context, a *app, volume, name string) error {
 func snapshotName(s *capsulev1.Snapshot) string { return s.GetVolume() + "@" + s.GetName() }
 
 func newVolumeSnapshotsCommand(a *app) *cobra.Command {
-	return &cobra.Command{
+	return onMany(a, &cobra.Command{
 		Use: "snapshots [NAME]", Short: "List the snapshots of a volume, or of all",
 		Long: `Lists snapshots, the oldest of a volume first. USED is what a snapshot refers to in
 the pool; most of it is shared with the volume and with other snapshots.`,
 		Example: "  capsulectl volume snapshots photos",
 		Args:    cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return runVolumeSnapshots(cmd.Context(), a, strings.Join(args, ""))
+			return a.read(cmd.Context(), snapshotsOf(strings.Join(args, "")))
 		},
-	}
+	})
 }
 
-func runVolumeSnapshots(ctx context.Context, a *app, volume string) error {
-	answer, err := call(ctx, a, func(ctx context.Context, c *client) (*capsulev1.ListSnapshotsResponse, error) {
-		return c.volumes.ListSnapshots(ctx, &capsulev1.ListSnapshotsRequest{Volume: volume})
-	})
-	if err != nil {
-		return err
+func snapshotsOf(volume string) reading {
+	return func(ctx context.Context, a *app) (view, error) {
+		answer, err := call(ctx, a, func(ctx context.Context, c *client) (*capsulev1.ListSnapshotsResponse, error) {
+			return c.volumes.ListSnapshots(ctx, &capsulev1.ListSnapshotsRequest{Volume: volume})
+		})
+		return snapshotView(answer.GetSnapshots(), time.Now()), err
 	}
-	return a.ui.show(a.output, snapshotView(answer.GetSnapshots(), time.Now()))
 }
 
 func snapshotView(snapshots []*capsulev1.Snapshot, now time.Time) view {

@@ -22,26 +22,26 @@ func newWorkloadCommand(a *app) *cobra.Command {
 }
 
 func newWorkloadListCommand(a *app) *cobra.Command {
-	return &cobra.Command{
+	return onMany(a, &cobra.Command{
 		Use: "list", Aliases: []string{"ls"}, Short: "List workloads",
 		Example: "  capsulectl workload list",
 		Args:    cobra.NoArgs,
-		RunE:    func(cmd *cobra.Command, _ []string) error { return listObjects(cmd.Context(), a, "") },
-	}
+		RunE:    func(cmd *cobra.Command, _ []string) error { return a.read(cmd.Context(), listing("")) },
+	})
 }
 
 func newWorkloadGetCommand(a *app) *cobra.Command {
-	return &cobra.Command{
+	return onMany(a, &cobra.Command{
 		Use: "get NAME", Short: "Show one workload in full",
 		Example: "  capsulectl workload get web",
 		Args:    cobra.ExactArgs(1),
 		RunE:    func(cmd *cobra.Command, args []string) error { return runWorkloadGet(cmd.Context(), a, args[0]) },
-	}
+	})
 }
 
 func runWorkloadGet(ctx context.Context, a *app, name string) error {
-	if a.output != formatTable {
-		return getObject(ctx, a, "", name)
+	if a.output != formatTable || a.many() {
+		return a.read(ctx, getting("", name))
 	}
 	o, err := fetchObject(ctx, a, "", name)
 	if err != nil {
