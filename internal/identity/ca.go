@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -109,27 +110,49 @@ func (ca *CA) CertPEM() []byte { return encodeCert(ca.Cert) }
 // KeyPEM is the authority's private key, PKCS #8.
 func (ca *CA) KeyPEM() ([]byte, error) { return encodeKey(ca.key) }
 
-// SeedPEM is what a new capsule takes its identity from.
-func (ca *CA) SeedPEM() ([]byte, error) {
+// SeedPEM is what a new capsule takes its identity from: with these operators'
+// certificates only they are let in, with none all that the CA ever signs.
+func (ca *CA) SeedPEM(operators ...[]byte) ([]byte, error) {
 	key, err := ca.KeyPEM()
 	if err != nil {
 		return nil, err
 	}
-	return append(ca.CertPEM(), key...), nil
+	return bytes.Join(append([][]byte{ca.CertPEM(), key}, operators...), nil), nil
 }
 
 // IssueOperator makes a client certificate of a role.
 func (ca *CA) IssueOperator(name string, role capsulev1.Role, ttl time.Duration) (Pair, error) {
+	template, err := operatorTemplate(name, role, ttl)
+	if err != nil {
+		return Pair{}, err
+	}
+	return ca.issue(template)
+}
+
+// signOperator makes one for a key that somebody else holds.
+func (ca *CA) signOperator(name string, role capsulev1.Role, key crypto.PublicKey, ttl time.Duration) (*x509.Certificate, error) {
+	template, err := operatorTemplate(name, role, ttl)
+	if err != nil {
+		return nil, err
+	}
+	der, err := sign(template, ca.Cert, key, ca.key)
+	if err != nil {
+		return nil, err
+	}
+	return x509.ParseCertificate(der)
+}
+
+func operatorTemplate(name string, role capsulev1.Role, ttl time.Duration) (*x509.Certificate, error) {
 	unit, ok := roleUnits[role]
 	if !ok {
-		return Pair{}, fmt.Errorf("role %v: %w", role, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("role %v: %w", role, errdefs.ErrInvalidArgument)
 	}
-	return ca.issue(&x509.Certificate{
+	return &x509.Certificate{
 		Subject:     pkix.Name{CommonName: name, OrganizationalUnit: []string{unit}},
 		NotAfter:    now().Add(ttl),
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-	})
+	}, nil
 }
 
 // IssueServer makes the capsule's own certificate for these host names.

@@ -39,15 +39,15 @@ func writeFolder(dir string, files map[string][]byte) error {
 	return durable.Rename(draft, dir)
 }
 
-func readFile(path string) ([]byte, error) {
+func readFile(path string, most int) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, fileMax+1))
-	if err == nil && len(data) > fileMax {
-		err = fmt.Errorf("%s is larger than %d bytes", path, fileMax)
+	data, err := io.ReadAll(io.LimitReader(f, int64(most)+1))
+	if err == nil && len(data) > most {
+		err = fmt.Errorf("%s is larger than %d bytes", path, most)
 	}
 	return data, err
 }

@@ -11,10 +11,19 @@
 //   - The server certificate is made anew at each start, so it never expires on
 //     a capsule that was switched off for years. Clients trust the CA, which stays.
 //
-// On disk, in one folder that appears whole or not at all: ca.crt, ca.key, and
-// claimed once an operator holds a certificate. A copy without the CA's key is
-// kept on the ESP, so that the API can be reached when the disk's state can't
-// be read.
+// A certificate alone lets nobody in: its key must stand in the list of operators,
+// which is changed by granting, renewing and revoking (operators.go, admit.go). The
+// first of them claims the capsule by the code on its console (claim.go), or comes
+// with the seed.
+//
+//	unclaimed ──right code──▶ claimed ──first use──▶ claimed, answer not kept
+//	    │                        ▲
+//	    └──window over, 10 tries─┴─ until the next boot nothing but a seed helps
+//
+// On disk, in one folder that appears whole or not at all: ca.crt, ca.key,
+// operators.json, and claimed once an operator holds a certificate. A copy without
+// the CA's key is kept on the ESP, so that the API can be reached when the disk's
+// state can't be read.
 package identity
 
 import (
@@ -22,12 +31,13 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -40,12 +50,23 @@ import (
 const ServerName = "capsule"
 
 const (
-	caCertFile   = "ca.crt"
-	caKeyFile    = "ca.key"
-	claimedFile  = "claimed"
-	recoveryFile = "recovery.pem" // beside the seed, on the ESP
-	fileMax      = 64 << 10       // bytes of any file read here
+	caCertFile    = "ca.crt"
+	caKeyFile     = "ca.key"
+	claimedFile   = "claimed"
+	operatorsFile = "operators.json"
+	listedMark    = "listed\n" // in claimedFile: there is a list, and its loss is damage
+
+	// On the ESP, beside the seed.
+	recoveryFile          = "recovery.pem"
+	recoveryOperatorsFile = "operators.pem"
+
+	fileMax = 64 << 10  // bytes of a file with keys
+	seedMax = 512 << 10 // of a seed with all operators
 )
+
+// ReclaimFile on the ESP has the next boot let one more admin in, by a new code:
+// whoever can put it there has the disk in hand.
+const ReclaimFile = "capsule/reclaim"
 
 // Identity is this capsule's.
 type Identity struct {
@@ -54,9 +75,27 @@ type Identity struct {
 	authority *CA
 	// fallback is the server certificate of that copy.
 	fallback tls.Certificate
-	claimed  bool
+	dir      string // "" when nothing can be written
+	// write is durable.WriteFile but in tests of power cuts.
+	write func(path string, data []byte, perm fs.FileMode) error
 	// Warnings tell what went wrong without making the identity useless.
 	Warnings []string
+
+	mu      sync.Mutex
+	claimed bool
+	list    list
+	window  *window              // nil when nobody can claim
+	self    string               // key of our own calls
+	seen    map[string]time.Time // by key
+	calls   map[string][]*func() // what ends the calls under way, by key
+	watch   []func()
+}
+
+func newIdentity(ca *CA) *Identity {
+	return &Identity{
+		ca: ca.Cert, authority: ca, write: durable.WriteFile,
+		seen: map[string]time.Time{}, calls: map[string][]*func(){},
+	}
 }
 
 // Load reads the identity from dir. A new capsule takes it from the seed, or
@@ -76,14 +115,28 @@ func Load(dir, seedPath string) (*Identity, error) {
 	if err != nil {
 		return nil, fmt.Errorf("load identity from %s: %w", dir, err)
 	}
+	if len(id.list.Operators) > 0 { // the power may have gone before the mark was written
+		if err := id.settle(); err != nil {
+			id.Warnings = append(id.Warnings, err.Error())
+		}
+	}
 	// An ESP that can't be written is no reason to keep operators out.
 	if err := consumeSeed(id, seedPath); err != nil {
 		id.Warnings = append(id.Warnings, err.Error())
 	}
 	if id.claimed && seedPath != "" {
-		if err := id.saveRecovery(recoveryPath(seedPath)); err != nil {
+		if err := id.SaveRecovery(seedPath); err != nil {
 			id.Warnings = append(id.Warnings, "keep a copy of the identity for recovery: "+err.Error())
 		}
+	}
+	return id, nil
+}
+
+// Reload reads what an earlier Load of this boot has left, and makes nothing.
+func Reload(dir string) (*Identity, error) {
+	id, err := read(dir)
+	if err != nil {
+		return nil, fmt.Errorf("load identity from %s: %w", dir, err)
 	}
 	return id, nil
 }
@@ -93,35 +146,56 @@ func Load(dir, seedPath string) (*Identity, error) {
 // of them the capsule is unclaimed and refuses everybody.
 func LoadReadOnly(dir, seedPath string) (*Identity, error) {
 	if id, err := read(dir); err == nil {
+		id.dir = ""
 		return id, nil
 	}
-	if id, err := readRecovery(recoveryPath(seedPath)); err == nil {
-		return id, nil
+	if seedPath != "" {
+		if id, err := readRecovery(seedPath); err == nil {
+			return id, nil
+		}
 	}
-	if ca, err := readSeed(seedPath); err == nil {
-		return &Identity{ca: ca.Cert, authority: ca, claimed: true}, nil
+	if s, err := readSeed(seedPath); err == nil {
+		id := newIdentity(s.ca)
+		id.list, id.claimed = s.list, true
+		id.list.Adopting = len(s.list.Operators) == 0
+		return id, nil
 	}
 	ca, err := NewCA("unclaimed capsule")
 	if err != nil {
 		return nil, err
 	}
-	return &Identity{ca: ca.Cert, authority: ca}, nil
+	return newIdentity(ca), nil
 }
 
 // Claimed tells whether any operator can hold a certificate of this capsule.
-func (id *Identity) Claimed() bool { return id.claimed }
+func (id *Identity) Claimed() bool {
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	return id.claimed
+}
+
+// OnChange has fn called, in a goroutine of its own, after each change of who is
+// let in or of how the capsule can be claimed.
+func (id *Identity) OnChange(fn func()) {
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	id.watch = append(id.watch, fn)
+}
+
+// changed tells who watches. id.mu is held.
+func (id *Identity) changed() {
+	for _, fn := range id.watch {
+		go fn()
+	}
+}
 
 // Fingerprint of the CA, SHA-256 in hexadecimal groups, as the console shows it.
 func (id *Identity) Fingerprint() string { return Fingerprint(id.ca) }
 
 // Fingerprint of a certificate: "3f2a:91c0:…", SHA-256.
 func Fingerprint(cert *x509.Certificate) string {
-	sum := fmt.Sprintf("%x", sha256.Sum256(cert.Raw))
-	var groups []string
-	for i := 0; i < len(sum); i += 4 {
-		groups = append(groups, sum[i:i+4])
-	}
-	return strings.Join(groups, ":")
+	sum := sha256.Sum256(cert.Raw)
+	return Grouped(hex.EncodeToString(sum[:]))
 }
 
 // CACertPEM is what clients trust.
@@ -136,11 +210,11 @@ func read(dir string) (*Identity, error) {
 		return nil, fs.ErrNotExist
 	}
 	// From here a missing file is damage, not a new capsule.
-	certPEM, err := readFile(filepath.Join(dir, caCertFile))
+	certPEM, err := readFile(filepath.Join(dir, caCertFile), fileMax)
 	if err != nil {
 		return nil, damaged(err)
 	}
-	keyPEM, err := readFile(filepath.Join(dir, caKeyFile))
+	keyPEM, err := readFile(filepath.Join(dir, caKeyFile), fileMax)
 	if err != nil {
 		return nil, damaged(err)
 	}
@@ -148,11 +222,29 @@ func read(dir string) (*Identity, error) {
 	if err != nil {
 		return nil, damaged(err)
 	}
-	_, err = os.Stat(filepath.Join(dir, claimedFile))
+	id := newIdentity(ca)
+	id.dir = dir
+	return id, id.readOperators()
+}
+
+// readOperators finds who is let in. Claimed without a list is a capsule whose
+// first version kept none.
+func (id *Identity) readOperators() error {
+	mark, err := readFile(filepath.Join(id.dir, claimedFile), fileMax)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
+		return err
 	}
-	return &Identity{ca: ca.Cert, authority: ca, claimed: err == nil}, nil
+	id.claimed = err == nil
+	id.list, err = readList(id.dir)
+	switch {
+	case err == nil:
+		id.claimed = id.claimed || len(id.list.Operators) > 0
+		return nil
+	case !errors.Is(err, fs.ErrNotExist) || string(mark) == listedMark:
+		return damaged(err)
+	}
+	id.list.Adopting = id.claimed
+	return nil
 }
 
 // damaged hides fs.ErrNotExist, which would pass for a new capsule.
@@ -162,48 +254,81 @@ func damaged(err error) error {
 
 // create makes the identity of a new capsule and writes it.
 func create(dir, seedPath string) (*Identity, error) {
-	ca, err := readSeed(seedPath)
+	s, err := readSeed(seedPath)
 	claimed := err == nil
 	if errors.Is(err, fs.ErrNotExist) {
-		ca, err = NewCA("capsule")
+		s.ca, err = NewCA("capsule")
 	}
 	if err != nil {
 		return nil, err
 	}
-	key, err := ca.KeyPEM()
+	key, err := s.ca.KeyPEM()
 	if err != nil {
 		return nil, err
 	}
-	files := map[string][]byte{caCertFile: ca.CertPEM(), caKeyFile: key}
+	files := map[string][]byte{caCertFile: s.ca.CertPEM(), caKeyFile: key}
 	if claimed {
 		files[claimedFile] = nil
+	}
+	if len(s.list.Operators) > 0 {
+		if files[operatorsFile], err = s.list.encode(); err != nil {
+			return nil, err
+		}
+		files[claimedFile] = []byte(listedMark)
 	}
 	if err := writeFolder(dir, files); err != nil {
 		return nil, err
 	}
-	return &Identity{ca: ca.Cert, authority: ca, claimed: claimed}, nil
+	return read(dir)
 }
 
-func readSeed(path string) (*CA, error) {
+// seed is what whoever prepared the disk left.
+type seed struct {
+	ca   *CA
+	list list
+}
+
+func readSeed(path string) (seed, error) {
 	if path == "" {
-		return nil, fs.ErrNotExist
+		return seed{}, fs.ErrNotExist
 	}
-	seed, err := readFile(path)
+	text, err := readFile(path, seedMax)
 	if err != nil {
-		return nil, err
+		return seed{}, err
 	}
-	ca, err := ParseCA(seed, seed)
+	s, err := parseSeed(text)
 	if err != nil {
-		return nil, fmt.Errorf("read seed %s: %w", path, err)
+		return seed{}, fmt.Errorf("read seed %s: %w", path, err)
 	}
-	return ca, nil
+	return s, nil
+}
+
+// parseSeed reads a CA with its key, and operators' certificates of it. One that
+// could not get in is refused here: its owner would only notice when it's late.
+func parseSeed(text []byte) (seed, error) {
+	ca, err := ParseCA(text, text)
+	if err != nil {
+		return seed{}, err
+	}
+	certs, err := certsPEM(text)
+	if err != nil {
+		return seed{}, err
+	}
+	id := newIdentity(ca)
+	for _, cert := range certs[1:] {
+		if err := id.genuine(cert, cert.NotBefore); err != nil {
+			return seed{}, err
+		}
+	}
+	l, err := listOf(certs[1:])
+	return seed{ca: ca, list: l}, err
 }
 
 // consumeSeed removes the seed of our own CA. It may still be there after a
 // power cut between writing the identity and removing the seed. Somebody else's
 // seed changes nothing and is left alone.
 func consumeSeed(id *Identity, path string) error {
-	if ca, err := readSeed(path); err != nil || !bytes.Equal(ca.Cert.Raw, id.ca.Raw) {
+	if s, err := readSeed(path); err != nil || !bytes.Equal(s.ca.Cert.Raw, id.ca.Raw) {
 		return nil //nolint:nilerr // what can't be read is not ours
 	}
 	if err := os.Remove(path); err != nil {
@@ -212,23 +337,23 @@ func consumeSeed(id *Identity, path string) error {
 	return durable.Sync(filepath.Dir(path))
 }
 
-func recoveryPath(seedPath string) string {
-	if seedPath == "" {
-		return ""
-	}
-	return filepath.Join(filepath.Dir(seedPath), recoveryFile)
-}
-
 // recoveryRenew is how long before its end the copy's certificate is replaced.
 const recoveryRenew = 5 * 365 * 24 * time.Hour
 
-// saveRecovery writes the copy without the CA's key, unless a good one is there.
-func (id *Identity) saveRecovery(path string) error {
-	if old, err := readRecovery(path); err == nil && bytes.Equal(old.ca.Raw, id.ca.Raw) &&
-		now().Add(recoveryRenew).Before(old.fallback.Leaf.NotAfter) {
+// SaveRecovery writes the copy without the CA's key beside the seed, and who is
+// let in, unless a good one is there.
+func (id *Identity) SaveRecovery(seedPath string) error {
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	if id.authority == nil {
 		return nil
 	}
-	if id.authority == nil {
+	if err := id.saveOperators(beside(seedPath, recoveryOperatorsFile)); err != nil {
+		return err
+	}
+	path := beside(seedPath, recoveryFile)
+	if pair, ca, err := readFallback(path); err == nil && bytes.Equal(ca.Raw, id.ca.Raw) &&
+		now().Add(recoveryRenew).Before(pair.Leaf.NotAfter) {
 		return nil
 	}
 	pair, err := id.authority.IssueServer(ServerName)
@@ -239,21 +364,59 @@ func (id *Identity) saveRecovery(path string) error {
 	return durable.WriteFile(path, bytes.Join([][]byte{pair.CertPEM, pair.KeyPEM, id.CACertPEM()}, nil), 0o600)
 }
 
-func readRecovery(path string) (*Identity, error) {
-	data, err := readFile(path)
+// saveOperators writes none while certificates are adopted: all are let in then.
+func (id *Identity) saveOperators(path string) error {
+	var text []byte
+	if !id.list.Adopting {
+		for _, o := range id.list.Operators {
+			text = append(text, o.Certificate...)
+		}
+	}
+	old, err := readFile(path, seedMax)
+	if (err == nil && bytes.Equal(old, text)) || (errors.Is(err, fs.ErrNotExist) && len(text) == 0) {
+		return nil
+	}
+	return durable.WriteFile(path, text, 0o600)
+}
+
+func beside(seedPath, name string) string { return filepath.Join(filepath.Dir(seedPath), name) }
+
+// readRecovery reads the copy. Without a list of operators, as older versions
+// left it, all that the CA signed are let in.
+func readRecovery(seedPath string) (*Identity, error) {
+	pair, ca, err := readFallback(beside(seedPath, recoveryFile))
 	if err != nil {
 		return nil, err
+	}
+	id := newIdentity(&CA{Cert: ca})
+	id.authority, id.fallback, id.claimed = nil, pair, true
+	text, err := readFile(beside(seedPath, recoveryOperatorsFile), seedMax)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	certs, err := certsPEM(text)
+	if err != nil {
+		return nil, err
+	}
+	if id.list, err = listOf(certs); err != nil {
+		return nil, err
+	}
+	id.list.Adopting = len(certs) == 0
+	return id, nil
+}
+
+func readFallback(path string) (tls.Certificate, *x509.Certificate, error) {
+	data, err := readFile(path, fileMax)
+	if err != nil {
+		return tls.Certificate{}, nil, err
 	}
 	pair, err := tls.X509KeyPair(data, data)
 	if err != nil {
-		return nil, err
+		return tls.Certificate{}, nil, err
 	}
 	if len(pair.Certificate) != 2 {
-		return nil, fmt.Errorf("read %s: want two certificates, found %d", path, len(pair.Certificate))
+		return tls.Certificate{}, nil, fmt.Errorf("read %s: want two certificates, found %d", path, len(pair.Certificate))
 	}
 	ca, err := x509.ParseCertificate(pair.Certificate[1])
-	if err != nil {
-		return nil, err
-	}
-	return &Identity{ca: ca, fallback: pair, claimed: true}, nil
+	return pair, ca, err
 }

@@ -1,8 +1,15 @@
 package identity
 
 import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/rsa"
 	"crypto/x509"
 	"fmt"
+	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/containerd/errdefs"
 
@@ -42,4 +49,32 @@ func Role(cert *x509.Certificate) (capsulev1.Role, error) {
 		return 0, fmt.Errorf("certificate of %q names no role: %w", cert.Subject.CommonName, errdefs.ErrUnauthenticated)
 	}
 	return found, nil
+}
+
+// checkName keeps names that people and tables can bear.
+func checkName(name string) error {
+	if name == "" || len(name) > nameMax || !utf8.ValidString(name) || strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsGraphic(r) || unicode.IsSpace(r) }) {
+		return fmt.Errorf("operator's name %.80q: 1 to %d bytes without spaces or control characters: %w", name, nameMax, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// rsaMin is the least of an RSA key, bits.
+const rsaMin = 2048
+
+// strong refuses keys that nobody should use any more.
+func strong(key crypto.PublicKey) error {
+	switch k := key.(type) {
+	case *ecdsa.PublicKey:
+		if k.Curve.Params().BitSize >= 256 {
+			return nil
+		}
+	case ed25519.PublicKey:
+		return nil
+	case *rsa.PublicKey:
+		if k.N.BitLen() >= rsaMin {
+			return nil
+		}
+	}
+	return fmt.Errorf("key of type %T: want ECDSA of 256 bits or more, Ed25519, or RSA of %d bits or more: %w", key, rsaMin, errdefs.ErrInvalidArgument)
 }

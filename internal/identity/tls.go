@@ -10,8 +10,10 @@ import (
 )
 
 // ServerTLS is the configuration of the API's listener: TLS 1.3, and a client
-// certificate of this capsule's CA with a role, checked before any call.
-// hostnames are added to the name that every capsule has.
+// certificate of this capsule's CA whose key is let in, checked before any call.
+// Only while the capsule can be claimed may a client have none: the server must
+// then answer it nothing but the claim. hostnames are added to the name that
+// every capsule has.
 func (id *Identity) ServerTLS(hostnames ...string) (*tls.Config, error) {
 	cert := id.fallback
 	if id.authority != nil {
@@ -23,7 +25,7 @@ func (id *Identity) ServerTLS(hostnames ...string) (*tls.Config, error) {
 			return nil, fmt.Errorf("use server certificate: %w", err)
 		}
 	}
-	return &tls.Config{
+	config := &tls.Config{
 		MinVersion:   tls.VersionTLS13,
 		Certificates: []tls.Certificate{cert},
 		NextProtos:   []string{"h2"},
@@ -31,18 +33,37 @@ func (id *Identity) ServerTLS(hostnames ...string) (*tls.Config, error) {
 		ClientAuth:             tls.RequireAnyClientCert,
 		VerifyConnection:       func(cs tls.ConnectionState) error { return id.verify(cs.PeerCertificates, now()) },
 		SessionTicketsDisabled: true, // a resumed session would not be checked again
-	}, nil
+	}
+	claimable := config.Clone()
+	claimable.ClientAuth = tls.RequestClientCert
+	config.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		if id.anonymous() {
+			return claimable, nil
+		}
+		return nil, nil // that one
+	}
+	return config, nil
 }
 
-// verify checks an operator's chain and that it has a role.
+// verify checks an operator's chain, and that its key is let in. Nobody's
+// certificate is only asked for while the capsule can be claimed.
 func (id *Identity) verify(chain []*x509.Certificate, at time.Time) error {
-	if !id.claimed {
-		return fmt.Errorf("capsule is not claimed, so nobody is known to it: %w", errdefs.ErrUnauthenticated)
-	}
 	if len(chain) == 0 {
+		if id.anonymous() {
+			return nil
+		}
 		return fmt.Errorf("client sent no certificate: %w", errdefs.ErrUnauthenticated)
 	}
 	cert := chain[0]
+	if err := id.genuine(cert, at); err != nil {
+		return err
+	}
+	_, err := id.admitAt(cert, at)
+	return err
+}
+
+// genuine tells that our CA made this certificate for an operator.
+func (id *Identity) genuine(cert *x509.Certificate, at time.Time) error {
 	if at.Before(cert.NotBefore) {
 		at = cert.NotBefore
 	}
@@ -56,6 +77,5 @@ func (id *Identity) verify(chain []*x509.Certificate, at time.Time) error {
 	if err != nil {
 		return fmt.Errorf("certificate of %q is refused: %w", cert.Subject.CommonName, err)
 	}
-	_, err = Role(cert)
-	return err
+	return nil
 }

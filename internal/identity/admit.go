@@ -1,0 +1,146 @@
+package identity
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	capsulev1 "capsule/api/capsule/v1"
+)
+
+// Admit tells the role of an operator's certificate that passed the handshake;
+// each call asks again, since keys are revoked and certificates expire while
+// connections last. It also notes that the key is in use.
+func (id *Identity) Admit(cert *x509.Certificate) (capsulev1.Role, error) {
+	return id.admitAt(cert, now())
+}
+
+func (id *Identity) admitAt(cert *x509.Certificate, at time.Time) (capsulev1.Role, error) {
+	role, err := Role(cert)
+	if err != nil {
+		return 0, err
+	}
+	key := KeyID(cert)
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	switch {
+	case key == id.self:
+		return role, nil
+	case !id.claimed:
+		return 0, fmt.Errorf("capsule is not claimed, so nobody is known to it: %w", errdefs.ErrUnauthenticated)
+	case at.After(cert.NotAfter):
+		return 0, fmt.Errorf("certificate of %q expired on %s; have another admin grant a new one, or claim the capsule again with a file capsule/reclaim on its ESP: %w",
+			cert.Subject.CommonName, cert.NotAfter.Format(time.DateOnly), errdefs.ErrUnauthenticated)
+	}
+	o := id.list.find(key)
+	if o == nil && id.list.Adopting && !slices.Contains(id.list.Revoked, key) {
+		o, err = id.adopt(cert)
+	}
+	if err != nil {
+		return 0, err
+	}
+	if o == nil {
+		return 0, notListed(cert)
+	}
+	if o.Role != RoleName(role) {
+		return 0, fmt.Errorf("certificate of %q says role %q, and its key was let in as %q: %w", cert.Subject.CommonName, RoleName(role), o.Role, errdefs.ErrUnauthenticated)
+	}
+	id.seen[key] = at
+	id.used(*o)
+	return role, nil
+}
+
+func notListed(cert *x509.Certificate) error {
+	return fmt.Errorf("key %s of %q is not let in: it was revoked, or never granted: %w", KeyFingerprint(cert), cert.Subject.CommonName, errdefs.ErrUnauthenticated)
+}
+
+// adopt writes a certificate down that an older version's list would hold. What
+// can't be written is let in all the same. id.mu is held.
+func (id *Identity) adopt(cert *x509.Certificate) (*Operator, error) {
+	o, err := entry(cert, byAdopted, 0)
+	if err != nil {
+		return nil, err
+	}
+	next := id.list.clone()
+	if err := next.add(o); err != nil {
+		return nil, err
+	}
+	if id.changeable() == nil {
+		if err := id.put(next); err != nil {
+			slog.Error("write down an operator's key", "operator", o.Name, "error", err)
+		}
+	}
+	return &o, nil
+}
+
+// used ends what waited for the first use of a key: the claim whose answer did
+// arrive, the key that was renewed. id.mu is held.
+func (id *Identity) used(o Operator) {
+	next := id.list.clone()
+	removed := next.remove(func(other Operator) bool { return other.Key == o.RenewedFrom })
+	answered := next.Claim != nil && next.Claim.Operator == o.Key
+	if answered {
+		next.Claim = nil
+	}
+	if (len(removed) == 0 && !answered) || id.changeable() != nil {
+		return
+	}
+	if err := id.put(next); err != nil { // done at the next use
+		slog.Error("write down the first use of a key", "operator", o.Name, "error", err)
+	}
+}
+
+// Own gives a certificate for the capsule's calls to itself: a reader's, whose
+// key never leaves this process and stands in no list.
+func (id *Identity) Own() (tls.Certificate, error) {
+	if id.authority == nil {
+		return tls.Certificate{}, fmt.Errorf("the CA's key can't be read: %w", errdefs.ErrUnavailable)
+	}
+	pair, err := id.authority.IssueOperator("this capsule", capsulev1.Role_ROLE_READER, ownLife)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	own, err := tls.X509KeyPair(pair.CertPEM, pair.KeyPEM)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	id.self = KeyID(own.Leaf)
+	return own, nil
+}
+
+// ownLife is that of a certificate that ends with the process.
+const ownLife = 50 * 365 * 24 * time.Hour
+
+// WhenRevoked calls cut once, if this certificate's key is revoked before release.
+func (id *Identity) WhenRevoked(cert *x509.Certificate, cut func()) (release func()) {
+	key, call := KeyID(cert), new(func())
+	*call = cut
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	id.calls[key] = append(id.calls[key], call)
+	return func() {
+		id.mu.Lock()
+		defer id.mu.Unlock()
+		id.calls[key] = slices.DeleteFunc(id.calls[key], func(other *func()) bool { return other == call })
+		if len(id.calls[key]) == 0 {
+			delete(id.calls, key)
+		}
+	}
+}
+
+// cut ends the calls under way of operators that were revoked. id.mu is held.
+func (id *Identity) cut(removed []Operator) {
+	for _, o := range removed {
+		for _, call := range id.calls[o.Key] {
+			go (*call)() // it may ask us something
+		}
+		delete(id.calls, o.Key)
+	}
+}

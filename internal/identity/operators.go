@@ -1,0 +1,432 @@
+package identity
+
+import (
+	"crypto"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	capsulev1 "capsule/api/capsule/v1"
+)
+
+// Limits of the list and of what is put into it.
+const (
+	operatorsMax = 256
+	revokedMax   = 1024 // kept while certificates are adopted
+	listMax      = 2 << 20
+	nameMax      = 64 // bytes
+	csrMax       = 16 << 10
+)
+
+// Lives of operators' certificates.
+const (
+	ClaimLife   = 5 * 365 * 24 * time.Hour
+	DefaultLife = 365 * 24 * time.Hour
+	LifeMax     = 10 * 365 * 24 * time.Hour
+	lifeMin     = time.Minute
+)
+
+// Who let an operator in, when it was no operator.
+const (
+	byClaim   = "claim"
+	byReclaim = "reclaim"
+	bySeed    = "seed"
+	byAdopted = "adopted"
+)
+
+// Operator is one key that is let in.
+type Operator struct {
+	Name string `json:"name"`
+	Role string `json:"role"` // "reader", "operator" or "admin"
+	// Key is the SHA-256 of the public key (SPKI), hexadecimal.
+	Key         string    `json:"key"`
+	Certificate string    `json:"certificate"` // PEM
+	GrantedBy   string    `json:"granted_by"`  // an operator, or how it came in
+	GrantedAt   time.Time `json:"granted_at"`
+	NotAfter    time.Time `json:"not_after"`
+	// LifeSeconds is how long a renewed certificate lives.
+	LifeSeconds int64 `json:"life_seconds"`
+	// RenewedFrom is the key that this one replaces at its first use.
+	RenewedFrom string `json:"renewed_from,omitempty"`
+
+	// LastSeen since the daemon was started; zero when not.
+	LastSeen time.Time `json:"-"`
+}
+
+// list is what operators.json holds.
+type list struct {
+	Operators []Operator `json:"operators"`
+	// Adopting lets in every certificate of our CA and writes it down: those of
+	// a capsule whose first version, or whose seed, kept no list.
+	Adopting bool `json:"adopting,omitempty"`
+	// Revoked keys are not adopted again.
+	Revoked []string `json:"revoked,omitempty"`
+	// Claim answers the one who claimed once more, until its certificate is used.
+	Claim *claimRecord `json:"claim,omitempty"`
+}
+
+// claimRecord is what a claim whose answer was lost is had again by.
+type claimRecord struct {
+	Verifier []byte `json:"verifier"` // the key of proofs
+	Operator string `json:"operator"` // its key
+}
+
+func readList(dir string) (list, error) {
+	var l list
+	data, err := readFile(filepath.Join(dir, operatorsFile), listMax)
+	if err != nil {
+		return l, err
+	}
+	if err := json.Unmarshal(data, &l); err != nil {
+		return l, fmt.Errorf("read %s: %w", operatorsFile, err)
+	}
+	for _, o := range l.Operators {
+		if o.Key == "" || o.Role == "" {
+			return l, fmt.Errorf("read %s: operator %q has no key or no role: %w", operatorsFile, o.Name, errdefs.ErrDataLoss)
+		}
+	}
+	return l, nil
+}
+
+func (l *list) encode() ([]byte, error) {
+	data, err := json.MarshalIndent(l, "", "  ")
+	if err == nil && len(data) > listMax {
+		err = fmt.Errorf("the list of operators would have %d bytes, at most %d: %w", len(data), listMax, errdefs.ErrResourceExhausted)
+	}
+	return data, err
+}
+
+// clone has slices of its own.
+func (l *list) clone() list {
+	c := *l
+	c.Operators, c.Revoked = slices.Clone(l.Operators), slices.Clone(l.Revoked)
+	return c
+}
+
+// find gives the operator with a key, or nil.
+func (l *list) find(key string) *Operator {
+	if i := slices.IndexFunc(l.Operators, func(o Operator) bool { return o.Key == key }); i >= 0 {
+		return &l.Operators[i]
+	}
+	return nil
+}
+
+// add puts an operator in whose key is new.
+func (l *list) add(o Operator) error {
+	if old := l.find(o.Key); old != nil {
+		return fmt.Errorf("the key %s is that of operator %q: make a new one: %w", Grouped(o.Key), old.Name, errdefs.ErrAlreadyExists)
+	}
+	if len(l.Operators) >= operatorsMax {
+		return fmt.Errorf("%d operators are let in, which is the most: revoke some first: %w", operatorsMax, errdefs.ErrResourceExhausted)
+	}
+	l.Operators = append(l.Operators, o)
+	l.Revoked = slices.DeleteFunc(l.Revoked, func(key string) bool { return key == o.Key })
+	return nil
+}
+
+// remove takes operators out; while certificates are adopted, that is written down.
+func (l *list) remove(out func(Operator) bool) (removed []Operator) {
+	l.Operators = slices.DeleteFunc(l.Operators, func(o Operator) bool {
+		if out(o) {
+			removed = append(removed, o)
+			return true
+		}
+		return false
+	})
+	for _, o := range removed {
+		if l.Claim != nil && l.Claim.Operator == o.Key {
+			l.Claim = nil
+		}
+		if l.Adopting {
+			l.Revoked = append(l.Revoked, o.Key)
+		}
+	}
+	return removed
+}
+
+// admins that can come in at this time.
+func (l *list) admins(at time.Time) (n int) {
+	for _, o := range l.Operators {
+		if o.Role == RoleName(capsulev1.Role_ROLE_ADMIN) && at.Before(o.NotAfter) {
+			n++
+		}
+	}
+	return n
+}
+
+// entry is the operator of a certificate that was checked.
+func entry(cert *x509.Certificate, by string, life time.Duration) (Operator, error) {
+	role, err := Role(cert)
+	if err != nil {
+		return Operator{}, err
+	}
+	if life == 0 {
+		life = DefaultLife
+		if role == capsulev1.Role_ROLE_ADMIN {
+			life = ClaimLife
+		}
+	}
+	return Operator{
+		Name: cert.Subject.CommonName, Role: RoleName(role), Key: KeyID(cert), Certificate: string(encodeCert(cert)),
+		GrantedBy: by, GrantedAt: now().UTC().Truncate(time.Second), NotAfter: cert.NotAfter.UTC(), LifeSeconds: int64(life / time.Second),
+	}, nil
+}
+
+// listOf is the list of certificates that came with a seed or a copy.
+func listOf(certs []*x509.Certificate) (list, error) {
+	var l list
+	for _, cert := range certs {
+		o, err := entry(cert, bySeed, 0)
+		if err != nil {
+			return l, err
+		}
+		if l.find(o.Key) != nil {
+			continue
+		}
+		if err := l.add(o); err != nil {
+			return l, err
+		}
+	}
+	return l, nil
+}
+
+// KeyID is the SHA-256 of a certificate's public key (SPKI), hexadecimal.
+func KeyID(cert *x509.Certificate) string { return keyID(cert.RawSubjectPublicKeyInfo) }
+
+func keyID(spki []byte) string {
+	sum := sha256.Sum256(spki)
+	return hex.EncodeToString(sum[:])
+}
+
+// KeyFingerprint is the same for people: "3f2a:91c0:…".
+func KeyFingerprint(cert *x509.Certificate) string { return Grouped(KeyID(cert)) }
+
+// Grouped writes hexadecimal digits in groups of four.
+func Grouped(digits string) string {
+	var groups []string
+	for group := range slices.Chunk([]byte(digits), 4) {
+		groups = append(groups, string(group))
+	}
+	return strings.Join(groups, ":")
+}
+
+// Request is what somebody wants a certificate for.
+type Request struct {
+	Name string
+	key  crypto.PublicKey
+	id   string
+}
+
+// ParseRequest reads a request (PKCS #10, DER) and checks that whoever made it
+// holds the key.
+func ParseRequest(der []byte) (Request, error) {
+	if len(der) > csrMax {
+		return Request{}, fmt.Errorf("certificate request of %d bytes, at most %d: %w", len(der), csrMax, errdefs.ErrInvalidArgument)
+	}
+	csr, err := x509.ParseCertificateRequest(der)
+	if err != nil {
+		return Request{}, fmt.Errorf("read certificate request: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	if err := csr.CheckSignature(); err != nil {
+		return Request{}, fmt.Errorf("certificate request is not signed by its own key: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	if err := strong(csr.PublicKey); err != nil {
+		return Request{}, err
+	}
+	if err := checkName(csr.Subject.CommonName); err != nil {
+		return Request{}, err
+	}
+	return Request{Name: csr.Subject.CommonName, key: csr.PublicKey, id: keyID(csr.RawSubjectPublicKeyInfo)}, nil
+}
+
+// KeyFingerprint of the key that the request is for.
+func (r Request) KeyFingerprint() string { return Grouped(r.id) }
+
+// List gives all operators, by name and then by the time they came in.
+func (id *Identity) List() []Operator {
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	all := slices.Clone(id.list.Operators)
+	for i := range all {
+		all[i].LastSeen = id.seen[all[i].Key]
+	}
+	slices.SortStableFunc(all, func(a, b Operator) int {
+		if c := strings.Compare(a.Name, b.Name); c != 0 {
+			return c
+		}
+		return a.GrantedAt.Compare(b.GrantedAt)
+	})
+	return all
+}
+
+// Grant lets in who made the request. No name means the request's own, no ttl
+// the default.
+func (id *Identity) Grant(by, name string, role capsulev1.Role, r Request, ttl time.Duration) (*x509.Certificate, error) {
+	if name != "" {
+		if err := checkName(name); err != nil {
+			return nil, err
+		}
+		r.Name = name
+	}
+	if ttl == 0 {
+		ttl = DefaultLife
+	}
+	if ttl < lifeMin || ttl > LifeMax {
+		return nil, fmt.Errorf("a certificate for %v: between %v and %d days: %w", ttl, lifeMin, LifeMax/(24*time.Hour), errdefs.ErrInvalidArgument)
+	}
+	if _, ok := roleUnits[role]; !ok {
+		return nil, fmt.Errorf("role %v: one of reader, operator and admin: %w", role, errdefs.ErrInvalidArgument)
+	}
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	return id.admit(r, role, by, ttl, func(l *list, o Operator) error { return l.add(o) })
+}
+
+// Renew gives a caller a certificate for a new key. The old key serves until the
+// new one is used, so that a lost answer locks nobody out.
+func (id *Identity) Renew(caller *x509.Certificate, r Request) (*x509.Certificate, error) {
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	old := id.list.find(KeyID(caller))
+	if old == nil {
+		return nil, notListed(caller)
+	}
+	from := *old
+	role, err := Role(caller)
+	if err != nil {
+		return nil, err
+	}
+	r.Name = from.Name
+	return id.admit(r, role, from.GrantedBy, time.Duration(from.LifeSeconds)*time.Second, func(l *list, o Operator) error {
+		// One renewal at a time: the one before was never used.
+		l.remove(func(other Operator) bool { return other.RenewedFrom == from.Key })
+		o.RenewedFrom = from.Key
+		return l.add(o)
+	})
+}
+
+// admit signs a request and changes the list by it. id.mu is held.
+func (id *Identity) admit(r Request, role capsulev1.Role, by string, ttl time.Duration, change func(*list, Operator) error) (*x509.Certificate, error) {
+	if err := id.changeable(); err != nil {
+		return nil, err
+	}
+	cert, err := id.authority.signOperator(r.Name, role, r.key, ttl)
+	if err != nil {
+		return nil, err
+	}
+	o, err := entry(cert, by, ttl)
+	if err != nil {
+		return nil, err
+	}
+	next := id.list.clone()
+	if err := change(&next, o); err != nil {
+		return nil, err
+	}
+	return cert, id.put(next)
+}
+
+// Revoke shuts out all keys of a name, or the one whose fingerprint begins so.
+// The last admin stays: nobody could undo it.
+func (id *Identity) Revoke(name, fingerprint string) ([]Operator, error) {
+	if name == "" && fingerprint == "" {
+		return nil, fmt.Errorf("revoke: name an operator or a key: %w", errdefs.ErrInvalidArgument)
+	}
+	digits := strings.ToLower(strings.ReplaceAll(fingerprint, ":", ""))
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	if err := id.changeable(); err != nil {
+		return nil, err
+	}
+	keys, err := id.meant(name, digits)
+	if err != nil {
+		return nil, err
+	}
+	next := id.list.clone()
+	removed := next.remove(func(o Operator) bool {
+		return slices.Contains(keys, o.Key) || slices.Contains(keys, o.RenewedFrom)
+	})
+	if next.admins(now()) == 0 {
+		return nil, fmt.Errorf("revoke %q: nobody else is an admin, so nobody could let anybody in again; grant the role to another first: %w", removed[0].Name, errdefs.ErrFailedPrecondition)
+	}
+	if len(next.Revoked) > revokedMax {
+		return nil, fmt.Errorf("%d keys were revoked, which is the most while certificates of the first identity are adopted: %w", revokedMax, errdefs.ErrResourceExhausted)
+	}
+	if err := id.put(next); err != nil {
+		return nil, err
+	}
+	id.cut(removed)
+	return removed, nil
+}
+
+// meant finds the keys that are to be revoked. id.mu is held.
+func (id *Identity) meant(name, digits string) (keys []string, err error) {
+	for _, o := range id.list.Operators {
+		if (name == "" || o.Name == name) && strings.HasPrefix(o.Key, digits) {
+			keys = append(keys, o.Key)
+		}
+	}
+	switch {
+	case len(keys) == 0 && digits != "":
+		return nil, fmt.Errorf("no operator %q has a key that begins with %s: %w", name, Grouped(digits), errdefs.ErrNotFound)
+	case len(keys) == 0:
+		return nil, fmt.Errorf("operator %q: %w", name, errdefs.ErrNotFound)
+	case len(keys) > 1 && digits != "":
+		return nil, fmt.Errorf("%d keys begin with %s: give more of it: %w", len(keys), Grouped(digits), errdefs.ErrInvalidArgument)
+	}
+	return keys, nil
+}
+
+// changeable refuses where the identity can only be read. id.mu is held.
+func (id *Identity) changeable() error {
+	if id.dir == "" || id.authority == nil {
+		return fmt.Errorf("the capsule's identity can't be changed in recovery mode: %w", errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+// put makes the list the one in force, on the disk first. id.mu is held.
+func (id *Identity) put(next list) error {
+	data, err := next.encode()
+	if err != nil {
+		return err
+	}
+	if err := id.write(filepath.Join(id.dir, operatorsFile), data, 0o600); err != nil {
+		return fmt.Errorf("write the list of operators: %w", err)
+	}
+	id.list = next
+	if len(next.Operators) > 0 {
+		id.claimed = true
+	}
+	if err := id.settle(); err != nil {
+		return err
+	}
+	id.changed()
+	return nil
+}
+
+// settle marks a claimed capsule as such, for versions that know no list; and
+// says that there is one, so that its loss is noticed. id.mu is held.
+func (id *Identity) settle() error {
+	path := filepath.Join(id.dir, claimedFile)
+	mark, err := readFile(path, fileMax)
+	if err == nil && string(mark) == listedMark {
+		return nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := id.write(path, []byte(listedMark), 0o600); err != nil {
+		return fmt.Errorf("mark the capsule as claimed: %w", err)
+	}
+	return nil
+}
