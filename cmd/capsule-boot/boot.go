@@ -19,6 +19,7 @@ import (
 const (
 	diskMax = 60 * time.Second // a slow USB bridge or a spinning disk needs half of it
 	sayLate = 5 * time.Second  // a message when the disk isn't there by then
+	copyMax = 3 * time.Second  // for the disk that the firmware booted, when a copy of it came first
 	newRoot = "/sysroot"
 	nextPID = "/usr/bin/capsuled"
 	sysfs   = "/sys"
@@ -174,14 +175,25 @@ func waitDisk(ctx context.Context, modules *kmod.Set, l *kmod.Listener, esp stri
 	modules.Coldplug(sysfs)
 	dog.Open() // the machine's own has its driver now
 	go feed(ctx, dog)
+	place := disk.BootPlace(disk.EFIVars)
 	var found *disk.Disk
+	var patience *time.Timer
 	look := func() bool {
-		d, err := disk.Find(sysfs, esp)
-		if err == nil && complete(d) {
-			found = d
+		d, sure, err := disk.Find(sysfs, esp, place)
+		if err != nil || !complete(d) {
+			return false
 		}
-		return found != nil
+		found = d
+		if !sure && patience == nil {
+			patience = time.AfterFunc(copyMax, cancel)
+		}
+		return sure
 	}
+	defer func() {
+		if found != nil && len(found.Copies) > 0 {
+			say("disks %q are copies of %s, which we boot from: unplug them", found.Copies, found.Name)
+		}
+	}()
 	if look() {
 		return found, nil
 	}

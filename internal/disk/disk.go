@@ -1,9 +1,11 @@
 package disk
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"unsafe"
@@ -17,13 +19,23 @@ import (
 type Disk struct {
 	Name  string // "vda", "nvme0n1"
 	Table *Table
-	sysfs string
+	// Copies are other disks with the same ids: copies of this one, or it of them.
+	Copies []string
+	sysfs  string
 }
 
 // Find looks for the disk with the partition of this unique id among those that
-// the kernel knows now; NotFound when it isn't there (yet).
-func Find(sysfs, id string) (*Disk, error) {
+// the kernel knows now; NotFound when it isn't there (yet). Copies of a disk have its
+// ids: of several it's the one at the place where the firmware booted. When that is
+// not told, or no disk is there, it's one that can't be pulled out, and the first by
+// its way through the machine, which is the same at each boot. Whatever is chosen,
+// nothing of another disk is used beside it.
+//
+// It's sure unless the firmware names a place and this disk is at another one: then
+// the right one may still come.
+func Find(sysfs, id string, place Place) (d *Disk, sure bool, err error) {
 	entries, _ := os.ReadDir(filepath.Join(sysfs, "block"))
+	var found []*Disk
 	for _, e := range entries {
 		if skip(e.Name()) {
 			continue
@@ -33,10 +45,42 @@ func Find(sysfs, id string) (*Disk, error) {
 			continue
 		}
 		if _, ok := d.Table.ByID(id); ok {
-			return d, nil
+			found = append(found, d)
 		}
 	}
-	return nil, fmt.Errorf("disk with partition %s: %w", id, errdefs.ErrNotFound)
+	if len(found) == 0 {
+		return nil, false, fmt.Errorf("disk with partition %s: %w", id, errdefs.ErrNotFound)
+	}
+	names := make([]string, len(found))
+	for i, d := range found {
+		names[i] = d.Name
+	}
+	name, sure := choose(sysfs, names, place)
+	d = found[slices.Index(names, name)]
+	d.Copies = slices.DeleteFunc(names, func(n string) bool { return n == name })
+	return d, sure, nil
+}
+
+// choose is one of the disks that carry the same ids.
+func choose(sysfs string, names []string, place Place) (name string, sure bool) {
+	if place.Known() {
+		for _, name := range names {
+			if place.Holds(sysfs, name) {
+				return name, true
+			}
+		}
+	}
+	return slices.MinFunc(names, func(a, b string) int {
+		one, _ := Describe(sysfs, a)
+		other, _ := Describe(sysfs, b)
+		if one.Removable != other.Removable {
+			if one.Removable {
+				return 1
+			}
+			return -1
+		}
+		return cmp.Compare(resolved(filepath.Join(sysfs, "block", a)), resolved(filepath.Join(sysfs, "block", b)))
+	}), !place.Known()
 }
 
 // skip leaves out what can't be a boot disk.

@@ -1,6 +1,6 @@
 // Package disk finds the disk that the machine booted from and owns its
-// partition table. It touches no other disk, and no partition's content but the
-// mounting of the ESP.
+// partition table, and it tells what other disks there are and what is on them. It
+// writes to no other disk, and to no partition but what is done in the mounted ESP.
 package disk
 
 import (
