@@ -43,7 +43,8 @@ const (
 
 var nameForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
 
-// Context is how one capsule is reached. CA, Certificate and Key are PEM.
+// Context is how one capsule is reached. CA, Certificate and Key are PEM; Key may
+// be the word "keychain", for one that the platform keeps.
 type Context struct {
 	Name        string `yaml:"-"`
 	Host        string `yaml:"host"`
@@ -58,7 +59,7 @@ func (c Context) TLS() (*tls.Config, error) {
 	if !roots.AppendCertsFromPEM([]byte(c.CA)) {
 		return nil, fmt.Errorf("context %q: no certificate of a CA in it: %w", c.Name, errdefs.ErrInvalidArgument)
 	}
-	pair, err := tls.X509KeyPair([]byte(c.Certificate), []byte(c.Key))
+	pair, err := c.pair()
 	if err != nil {
 		return nil, fmt.Errorf("context %q: operator's certificate: %w", c.Name, err)
 	}
@@ -151,12 +152,15 @@ func parse(name string, data []byte) (Context, error) {
 	return c, nil
 }
 
-// Put writes a context whole or not at all, readable by its owner only.
+// Put writes a context whole or not at all, readable by its owner only. Its key
+// goes to the platform's keychain where there is one.
 func (s *Store) Put(c Context) error {
 	path, err := s.path(c.Name)
 	if err != nil {
 		return err
 	}
+	old, oldErr := s.Get(c.Name)
+	c.Key = platform.keep(c.Certificate, c.Key)
 	data, err := yaml.Marshal(c)
 	if err != nil {
 		return fmt.Errorf("write context %q: %w", c.Name, err)
@@ -164,19 +168,63 @@ func (s *Store) Put(c Context) error {
 	if err := replace(path, data); err != nil {
 		return fmt.Errorf("write context %q: %w", c.Name, err)
 	}
+	if oldErr == nil {
+		if err := s.forget(old); err != nil {
+			return fmt.Errorf("forget the key that context %q had: %w", c.Name, err)
+		}
+	}
 	return nil
 }
 
-// Delete removes a context; the current one is then none.
+// Move notes where a capsule is now; what else its context says stays.
+func (s *Store) Move(name, host string) error {
+	c, err := s.Get(name)
+	if err != nil {
+		return err
+	}
+	c.Host = host
+	return s.Put(c)
+}
+
+// Renew gives a context a new certificate with its key, in place of the old one.
+func (s *Store) Renew(name, certificate, key string) error {
+	c, err := s.Get(name)
+	if err != nil {
+		return err
+	}
+	c.Certificate, c.Key = certificate, key
+	return s.Put(c)
+}
+
+// Free gives the name, or one made from it that no context has.
+func (s *Store) Free(name string) (string, error) {
+	names, err := s.List()
+	if err != nil {
+		return "", err
+	}
+	free := name
+	for i := 2; slices.Contains(names, free); i++ {
+		free = fmt.Sprintf("%s-%d", name, i)
+	}
+	return free, nil
+}
+
+// Delete removes a context with its key; the current one is then none.
 func (s *Store) Delete(name string) error {
 	path, err := s.path(name)
 	if err != nil {
 		return err
 	}
+	old, oldErr := s.Get(name)
 	if err := os.Remove(path); os.IsNotExist(err) {
 		return fmt.Errorf("context %q does not exist: %w", name, errdefs.ErrNotFound)
 	} else if err != nil {
 		return fmt.Errorf("delete context %q: %w", name, err)
+	}
+	if oldErr == nil {
+		if err := s.forget(old); err != nil {
+			return fmt.Errorf("forget the key that context %q had: %w", name, err)
+		}
 	}
 	if current, err := s.Current(); err == nil && current == name {
 		if err := os.Remove(filepath.Join(s.dir, "current")); err != nil {

@@ -1,0 +1,5 @@
+//go:build !darwin && !windows
+
+package contexts
+
+func osKeychain() *keychain { return nil }
