@@ -26,11 +26,19 @@ import (
 
 // State is what the uplinks have together; the first link comes first.
 type State struct {
+	Links     []Link
 	Addresses []netip.Prefix // global ones of both families
 	DNS       []netip.Addr
 	NTP       []netip.Addr
 	Domain    string
 	Message   string // why there is no address; "" when there is one
+}
+
+// Link is one uplink, with an address or without.
+type Link struct {
+	Index     int
+	Name      string
+	Addresses []netip.Prefix // global ones of both families
 }
 
 // Options of Run; zero values have a default.
@@ -286,7 +294,9 @@ func (u *uplinks) state() State {
 	var s State
 	for _, index := range slices.Sorted(maps.Keys(u.links)) {
 		l := u.links[index]
-		s.Addresses = append(s.Addresses, global(index)...)
+		addresses := global(index)
+		s.Links = append(s.Links, Link{index, l.name, addresses})
+		s.Addresses = append(s.Addresses, addresses...)
 		s.DNS = appendNew(s.DNS, u.servers.of(index, time.Now()))
 		if l.lease != nil {
 			s.DNS = appendNew(l.lease.DNS, s.DNS)

@@ -188,13 +188,21 @@ func (d *daemon) has(t *testing.T, limit time.Duration, want ...string) {
 	t.Helper()
 	nettest.Eventually(t, limit, func() error {
 		got := []string{}
-		for _, p := range d.last().Addresses {
+		s := d.last()
+		var ofLinks []netip.Prefix
+		for _, l := range s.Links {
+			ofLinks = append(ofLinks, l.Addresses...)
+		}
+		if !slices.Equal(ofLinks, s.Addresses) {
+			return fmt.Errorf("links %+v, addresses %v", s.Links, s.Addresses)
+		}
+		for _, p := range s.Addresses {
 			if p.Addr().Is4() {
 				got = append(got, p.String())
 			}
 		}
 		if !slices.Equal(got, want) && len(got)+len(want) > 0 {
-			return fmt.Errorf("addresses %v, want %v, message %q", got, want, d.last().Message)
+			return fmt.Errorf("addresses %v, want %v, message %q", got, want, s.Message)
 		}
 		return nil
 	})

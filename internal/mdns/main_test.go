@@ -1,0 +1,9 @@
+package mdns
+
+import (
+	"testing"
+
+	"capsule/internal/nettest"
+)
+
+func TestMain(m *testing.M) { nettest.Main(m) }
