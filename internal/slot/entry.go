@@ -204,3 +204,17 @@ func next(files []entryFile) int {
 	}
 	return last + 1
 }
+
+// FirstEntry is the entry of a slot that is the first on its disk: the name of its
+// file below the ESP, and the content.
+func FirstEntry(slot, version, uki string) (file string, text []byte, err error) {
+	if err := checkSlot(slot); err != nil {
+		return "", nil, err
+	}
+	text, err = Entry{File: EntryName(slot, triesMax), Slot: slot, Version: version, UKI: uki, Generation: 1}.text()
+	return path.Join(entriesDir, EntryName(slot, triesMax)), text, err
+}
+
+// KernelFile is where a version's kernel image lies below the ESP, when it's the
+// first on its disk.
+func KernelFile(version string) string { return "/" + path.Join(kernelsDir, "capsule-"+version+".efi") }

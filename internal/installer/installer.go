@@ -1,0 +1,160 @@
+package installer
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/containerd/errdefs"
+
+	"capsule/internal/disk"
+	"capsule/internal/slot"
+)
+
+// Options of an Installer.
+type Options struct {
+	Sysfs string
+	Boot  disk.Boot
+	// Personality of the capsule that is installed: that of the running system.
+	Personality func() (Personality, error)
+	Log         *slog.Logger
+}
+
+// An Installer serves one boot of a stick. It installs one capsule: a second one
+// would have the first one's identity.
+type Installer struct {
+	Options
+	working sync.Mutex
+
+	mu   sync.Mutex
+	done string // id of the disk that was installed
+}
+
+// New makes an Installer.
+func New(o Options) *Installer { return &Installer{Options: o} }
+
+// Disks lists the disks of this machine, and reads them to tell what they hold.
+func (i *Installer) Disks() []Candidate {
+	var list []Candidate
+	for _, d := range disk.Devices(i.Sysfs) {
+		c := Candidate{Device: d, Booted: d.Name == i.Boot.Disk}
+		contents, err := contentsOf(d)
+		if err != nil {
+			c.Fault = err.Error()
+		}
+		c.Contents = contents
+		list = append(list, c)
+	}
+	return list
+}
+
+func contentsOf(d disk.Device) ([]disk.Content, error) {
+	f, err := os.Open(d.Path())
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return disk.Contents(f, d.Sector, d.Bytes)
+}
+
+// Plan says what would be done.
+func (i *Installer) Plan(choice Choice) (Plan, error) {
+	p, err := NewPlan(i.Disks(), choice)
+	if err != nil {
+		return Plan{}, err
+	}
+	return p, i.once(p.Disk)
+}
+
+// once refuses a second machine.
+func (i *Installer) once(c Candidate) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.done != "" && !c.Is(i.done) {
+		return fmt.Errorf("disk %q has got this capsule's identity already: restart from the stick to install another capsule: %w", i.done, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+// Install does what the plan with this digest says. It stops when ctx ends, which
+// leaves a disk that doesn't boot and that the next run takes as empty.
+func (i *Installer) Install(ctx context.Context, choice Choice, planned string, progress func(Progress)) (err error) {
+	if !i.working.TryLock() {
+		return fmt.Errorf("another installation is under way: %w", errdefs.ErrFailedPrecondition)
+	}
+	defer i.working.Unlock()
+	plan, err := i.Plan(choice)
+	if err != nil {
+		return err
+	}
+	if plan.Digest != planned {
+		return fmt.Errorf("disk %s has changed since it was shown: look at it again: %w", named(plan.Disk), errdefs.ErrAborted)
+	}
+	i.Log.Info("install", "disk", plan.Disk.ID(), "name", plan.Disk.Name)
+	if err := i.install(ctx, plan.Disk, progress); err != nil {
+		return fmt.Errorf("install on disk %s: %w", named(plan.Disk), err)
+	}
+	i.mu.Lock()
+	i.done = plan.Disk.ID()
+	i.mu.Unlock()
+	i.Log.Info("installed", "disk", plan.Disk.ID())
+	i.dropSeed()
+	return nil
+}
+
+func (i *Installer) install(ctx context.Context, target Candidate, progress func(Progress)) error {
+	table, err := disk.NewTable(target.Sector, target.Bytes/uint64(target.Sector))
+	if err != nil {
+		return err
+	}
+	root, err := slot.RunningRoot()
+	if err != nil {
+		return err
+	}
+	who, err := i.Personality()
+	if err != nil {
+		return fmt.Errorf("identity of the new capsule: %w", err)
+	}
+	device, err := i.Boot.Device(i.Boot.Slot)
+	if err != nil {
+		return err
+	}
+	system, err := os.Open(device)
+	if err != nil {
+		return fmt.Errorf("open the stick: %w", err)
+	}
+	defer system.Close()
+	to, err := openDevice(target.Path())
+	if err != nil {
+		return err
+	}
+	defer to.Close()
+	return i.Boot.WithESP(disk.ReadOnly, func(dir string) error {
+		files, closeAll, err := espFiles(dir, i.Boot.Slot, root, who)
+		if err != nil {
+			return err
+		}
+		defer closeAll()
+		return write(ctx, to, table, Source{System: system, Root: root, Files: files}, progress)
+	})
+}
+
+// dropSeed takes the seed from the stick, which the new capsule has now: two of them
+// with one identity could not be told apart. It's all that is ever written there.
+func (i *Installer) dropSeed() {
+	seeded := false
+	err := i.Boot.WithESP(disk.ReadOnly, func(dir string) error {
+		_, err := os.Stat(filepath.Join(dir, SeedFile))
+		seeded = err == nil
+		return nil
+	})
+	if err == nil && seeded {
+		err = i.Boot.WithESP(disk.Writable, func(dir string) error { return os.Remove(filepath.Join(dir, SeedFile)) })
+	}
+	if err != nil {
+		i.Log.Error("remove the seed from the stick: use it for no other capsule", "error", err)
+	}
+}

@@ -1,0 +1,114 @@
+package installer
+
+import (
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/errdefs"
+
+	"capsule/internal/disk"
+	"capsule/internal/fat"
+	"capsule/internal/slot"
+)
+
+// Files of ours on the ESP.
+const (
+	// SeedFile is the identity that a new capsule takes.
+	SeedFile = "capsule/seed.pem"
+	// MachineIDFile is the id of a new capsule, which its name comes from.
+	MachineIDFile = "capsule/machine-id"
+	// StayFile says that a capsule lives on this disk, also when it can be pulled out:
+	// it's never the medium of an installation.
+	StayFile = "capsule/stay"
+)
+
+const (
+	loaderFile = "EFI/BOOT/BOOTX64.EFI"
+	confFile   = "loader/loader.conf"
+	fileMax    = 512 << 20 // bytes of one file of the ESP
+)
+
+// A Personality is who the new capsule is.
+type Personality struct {
+	Seed      []byte // its authority, with its operators
+	MachineID string
+}
+
+// espFiles are those of a new capsule: loader, kernel and entry as on the stick that
+// is mounted at dir, and who it is. The caller closes what was opened.
+func espFiles(dir, running string, root slot.Root, p Personality) (files []fat.File, closeAll func(), err error) {
+	var open []*os.File
+	closeAll = func() {
+		for _, f := range open {
+			_ = f.Close() // only read
+		}
+	}
+	defer func() {
+		if err != nil {
+			closeAll()
+		}
+	}()
+	entry, err := runningEntry(dir, running, root)
+	if err != nil {
+		return nil, nil, err
+	}
+	add := func(name string, f *os.File) error {
+		open = append(open, f)
+		info, err := f.Stat()
+		if err == nil && info.Size() > fileMax {
+			err = fmt.Errorf("%q has %d bytes: %w", name, info.Size(), errdefs.ErrFailedPrecondition)
+		}
+		if err == nil {
+			files = append(files, fat.File{Path: name, Content: f, Bytes: info.Size()})
+		}
+		return err
+	}
+	uki, err := slot.OpenUKI(dir, entry)
+	if err != nil {
+		return nil, nil, err
+	}
+	kernel := slot.KernelFile(entry.Version)
+	if err := add(kernel, uki); err != nil {
+		return nil, nil, err
+	}
+	for _, name := range []string{loaderFile, confFile} {
+		f, err := os.Open(filepath.Join(dir, name))
+		if err != nil {
+			return nil, nil, err
+		}
+		if err := add(name, f); err != nil {
+			return nil, nil, err
+		}
+	}
+	name, text, err := slot.FirstEntry(disk.SlotA, entry.Version, kernel)
+	if err != nil {
+		return nil, nil, err
+	}
+	return append(files,
+		fat.Text(name, text),
+		fat.Text(SeedFile, p.Seed),
+		fat.Text(MachineIDFile, []byte(strings.TrimSpace(p.MachineID)+"\n")),
+		fat.Text(StayFile, []byte("A capsule lives on this disk.\n")),
+	), closeAll, nil
+}
+
+// runningEntry is the entry of the system that runs.
+func runningEntry(dir, running string, root slot.Root) (slot.Entry, error) {
+	entries, err := slot.Entries(dir)
+	if err != nil {
+		return slot.Entry{}, err
+	}
+	for _, e := range entries {
+		if e.Slot != running {
+			continue
+		}
+		if found, err := slot.RootOf(dir, e); err != nil || found != root {
+			return slot.Entry{}, fmt.Errorf("boot entry %q of the stick is not that of the running system: %w", path.Base(e.File), errdefs.ErrFailedPrecondition)
+		}
+		return e, nil
+	}
+	return slot.Entry{}, fmt.Errorf("boot entry of %s on the stick: %w", running, errdefs.ErrNotFound)
+}
