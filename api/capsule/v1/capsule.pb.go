@@ -9,6 +9,7 @@ package capsulev1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -707,12 +708,201 @@ func (*RestartServiceResponse) Descriptor() ([]byte, []int) {
 	return file_capsule_v1_capsule_proto_rawDescGZIP(), []int{9}
 }
 
+type AuditRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Follow bool                   `protobuf:"varint,1,opt,name=follow,proto3" json:"follow,omitempty"`
+	// Only calls that ended since; absent means all that are kept.
+	Since *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=since,proto3" json:"since,omitempty"`
+	// Only the last records; negative means all.
+	Tail          int64 `protobuf:"varint,3,opt,name=tail,proto3" json:"tail,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditRequest) Reset() {
+	*x = AuditRequest{}
+	mi := &file_capsule_v1_capsule_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditRequest) ProtoMessage() {}
+
+func (x *AuditRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_capsule_v1_capsule_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditRequest.ProtoReflect.Descriptor instead.
+func (*AuditRequest) Descriptor() ([]byte, []int) {
+	return file_capsule_v1_capsule_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *AuditRequest) GetFollow() bool {
+	if x != nil {
+		return x.Follow
+	}
+	return false
+}
+
+func (x *AuditRequest) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *AuditRequest) GetTail() int64 {
+	if x != nil {
+		return x.Tail
+	}
+	return 0
+}
+
+// AuditResponse is one call that may have changed something, or was refused.
+type AuditResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When it ended, by the capsule's clock.
+	Time *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
+	// Name in the certificate; "nobody" without one.
+	Operator string `protobuf:"bytes,2,opt,name=operator,proto3" json:"operator,omitempty"`
+	// SHA-256 of the certificate's public key, "3f2a:91c0:…".
+	KeyFingerprint string `protobuf:"bytes,3,opt,name=key_fingerprint,json=keyFingerprint,proto3" json:"key_fingerprint,omitempty"`
+	// Address and port.
+	From string `protobuf:"bytes,4,opt,name=from,proto3" json:"from,omitempty"`
+	// "ObjectService/Apply".
+	Method string `protobuf:"bytes,5,opt,name=method,proto3" json:"method,omitempty"`
+	// What it was about, "container/web"; empty for the machine itself.
+	Object string `protobuf:"bytes,6,opt,name=object,proto3" json:"object,omitempty"`
+	// "OK", the code of the error, or "Running" for a call that still goes on,
+	// which gets a second record at its end.
+	Code string `protobuf:"bytes,7,opt,name=code,proto3" json:"code,omitempty"`
+	// Of the error.
+	Message  string               `protobuf:"bytes,8,opt,name=message,proto3" json:"message,omitempty"`
+	Duration *durationpb.Duration `protobuf:"bytes,9,opt,name=duration,proto3" json:"duration,omitempty"`
+	// Calls before this one that could not be recorded, as on a full disk.
+	Lost          uint32 `protobuf:"varint,10,opt,name=lost,proto3" json:"lost,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditResponse) Reset() {
+	*x = AuditResponse{}
+	mi := &file_capsule_v1_capsule_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditResponse) ProtoMessage() {}
+
+func (x *AuditResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_capsule_v1_capsule_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditResponse.ProtoReflect.Descriptor instead.
+func (*AuditResponse) Descriptor() ([]byte, []int) {
+	return file_capsule_v1_capsule_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *AuditResponse) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *AuditResponse) GetOperator() string {
+	if x != nil {
+		return x.Operator
+	}
+	return ""
+}
+
+func (x *AuditResponse) GetKeyFingerprint() string {
+	if x != nil {
+		return x.KeyFingerprint
+	}
+	return ""
+}
+
+func (x *AuditResponse) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *AuditResponse) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *AuditResponse) GetObject() string {
+	if x != nil {
+		return x.Object
+	}
+	return ""
+}
+
+func (x *AuditResponse) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *AuditResponse) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *AuditResponse) GetDuration() *durationpb.Duration {
+	if x != nil {
+		return x.Duration
+	}
+	return nil
+}
+
+func (x *AuditResponse) GetLost() uint32 {
+	if x != nil {
+		return x.Lost
+	}
+	return 0
+}
+
 var File_capsule_v1_capsule_proto protoreflect.FileDescriptor
 
 const file_capsule_v1_capsule_proto_rawDesc = "" +
 	"\n" +
 	"\x18capsule/v1/capsule.proto\x12\n" +
-	"capsule.v1\x1a\x18capsule/v1/options.proto\x1a\x17capsule/v1/update.proto\x1a\x1ecapsule/v1/volume_object.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\r\n" +
+	"capsule.v1\x1a\x18capsule/v1/options.proto\x1a\x17capsule/v1/update.proto\x1a\x1ecapsule/v1/volume_object.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\r\n" +
 	"\vInfoRequest\"\xf5\x06\n" +
 	"\fInfoResponse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
@@ -757,17 +947,34 @@ const file_capsule_v1_capsule_proto_rawDesc = "" +
 	"\x10ShutdownResponse\"1\n" +
 	"\x15RestartServiceRequest\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\"\x18\n" +
-	"\x16RestartServiceResponse*@\n" +
+	"\x16RestartServiceResponse\"l\n" +
+	"\fAuditRequest\x12\x16\n" +
+	"\x06follow\x18\x01 \x01(\bR\x06follow\x120\n" +
+	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x12\n" +
+	"\x04tail\x18\x03 \x01(\x03R\x04tail\"\xc1\x02\n" +
+	"\rAuditResponse\x12.\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x1a\n" +
+	"\boperator\x18\x02 \x01(\tR\boperator\x12'\n" +
+	"\x0fkey_fingerprint\x18\x03 \x01(\tR\x0ekeyFingerprint\x12\x12\n" +
+	"\x04from\x18\x04 \x01(\tR\x04from\x12\x16\n" +
+	"\x06method\x18\x05 \x01(\tR\x06method\x12\x16\n" +
+	"\x06object\x18\x06 \x01(\tR\x06object\x12\x12\n" +
+	"\x04code\x18\a \x01(\tR\x04code\x12\x18\n" +
+	"\amessage\x18\b \x01(\tR\amessage\x125\n" +
+	"\bduration\x18\t \x01(\v2\x19.google.protobuf.DurationR\bduration\x12\x12\n" +
+	"\x04lost\x18\n" +
+	" \x01(\rR\x04lost*@\n" +
 	"\x04Mode\x12\x14\n" +
 	"\x10MODE_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vMODE_NORMAL\x10\x01\x12\x11\n" +
-	"\rMODE_RECOVERY\x10\x022\xa3\x03\n" +
+	"\rMODE_RECOVERY\x10\x022\xe9\x03\n" +
 	"\x0eCapsuleService\x12?\n" +
 	"\x04Info\x12\x17.capsule.v1.InfoRequest\x1a\x18.capsule.v1.InfoResponse\"\x04\x88\xb5\x18\x01\x12]\n" +
 	"\x04Logs\x12%.capsule.v1.CapsuleServiceLogsRequest\x1a&.capsule.v1.CapsuleServiceLogsResponse\"\x04\x88\xb5\x18\x010\x01\x12E\n" +
 	"\x06Reboot\x12\x19.capsule.v1.RebootRequest\x1a\x1a.capsule.v1.RebootResponse\"\x04\x88\xb5\x18\x03\x12K\n" +
 	"\bShutdown\x12\x1b.capsule.v1.ShutdownRequest\x1a\x1c.capsule.v1.ShutdownResponse\"\x04\x88\xb5\x18\x03\x12]\n" +
-	"\x0eRestartService\x12!.capsule.v1.RestartServiceRequest\x1a\".capsule.v1.RestartServiceResponse\"\x04\x88\xb5\x18\x03B\"Z capsule/api/capsule/v1;capsulev1b\x06proto3"
+	"\x0eRestartService\x12!.capsule.v1.RestartServiceRequest\x1a\".capsule.v1.RestartServiceResponse\"\x04\x88\xb5\x18\x03\x12D\n" +
+	"\x05Audit\x12\x18.capsule.v1.AuditRequest\x1a\x19.capsule.v1.AuditResponse\"\x04\x88\xb5\x18\x030\x01B\"Z capsule/api/capsule/v1;capsulev1b\x06proto3"
 
 var (
 	file_capsule_v1_capsule_proto_rawDescOnce sync.Once
@@ -782,7 +989,7 @@ func file_capsule_v1_capsule_proto_rawDescGZIP() []byte {
 }
 
 var file_capsule_v1_capsule_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_capsule_v1_capsule_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_capsule_v1_capsule_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_capsule_v1_capsule_proto_goTypes = []any{
 	(Mode)(0),                          // 0: capsule.v1.Mode
 	(*InfoRequest)(nil),                // 1: capsule.v1.InfoRequest
@@ -795,32 +1002,40 @@ var file_capsule_v1_capsule_proto_goTypes = []any{
 	(*ShutdownResponse)(nil),           // 8: capsule.v1.ShutdownResponse
 	(*RestartServiceRequest)(nil),      // 9: capsule.v1.RestartServiceRequest
 	(*RestartServiceResponse)(nil),     // 10: capsule.v1.RestartServiceResponse
-	(*timestamppb.Timestamp)(nil),      // 11: google.protobuf.Timestamp
-	(*Pool)(nil),                       // 12: capsule.v1.Pool
-	(*TentativeSystem)(nil),            // 13: capsule.v1.TentativeSystem
+	(*AuditRequest)(nil),               // 11: capsule.v1.AuditRequest
+	(*AuditResponse)(nil),              // 12: capsule.v1.AuditResponse
+	(*timestamppb.Timestamp)(nil),      // 13: google.protobuf.Timestamp
+	(*Pool)(nil),                       // 14: capsule.v1.Pool
+	(*TentativeSystem)(nil),            // 15: capsule.v1.TentativeSystem
+	(*durationpb.Duration)(nil),        // 16: google.protobuf.Duration
 }
 var file_capsule_v1_capsule_proto_depIdxs = []int32{
 	0,  // 0: capsule.v1.InfoResponse.mode:type_name -> capsule.v1.Mode
-	11, // 1: capsule.v1.InfoResponse.booted_at:type_name -> google.protobuf.Timestamp
-	11, // 2: capsule.v1.InfoResponse.time:type_name -> google.protobuf.Timestamp
-	12, // 3: capsule.v1.InfoResponse.pool:type_name -> capsule.v1.Pool
-	13, // 4: capsule.v1.InfoResponse.tentative:type_name -> capsule.v1.TentativeSystem
-	11, // 5: capsule.v1.CapsuleServiceLogsResponse.time:type_name -> google.protobuf.Timestamp
-	1,  // 6: capsule.v1.CapsuleService.Info:input_type -> capsule.v1.InfoRequest
-	3,  // 7: capsule.v1.CapsuleService.Logs:input_type -> capsule.v1.CapsuleServiceLogsRequest
-	5,  // 8: capsule.v1.CapsuleService.Reboot:input_type -> capsule.v1.RebootRequest
-	7,  // 9: capsule.v1.CapsuleService.Shutdown:input_type -> capsule.v1.ShutdownRequest
-	9,  // 10: capsule.v1.CapsuleService.RestartService:input_type -> capsule.v1.RestartServiceRequest
-	2,  // 11: capsule.v1.CapsuleService.Info:output_type -> capsule.v1.InfoResponse
-	4,  // 12: capsule.v1.CapsuleService.Logs:output_type -> capsule.v1.CapsuleServiceLogsResponse
-	6,  // 13: capsule.v1.CapsuleService.Reboot:output_type -> capsule.v1.RebootResponse
-	8,  // 14: capsule.v1.CapsuleService.Shutdown:output_type -> capsule.v1.ShutdownResponse
-	10, // 15: capsule.v1.CapsuleService.RestartService:output_type -> capsule.v1.RestartServiceResponse
-	11, // [11:16] is the sub-list for method output_type
-	6,  // [6:11] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	13, // 1: capsule.v1.InfoResponse.booted_at:type_name -> google.protobuf.Timestamp
+	13, // 2: capsule.v1.InfoResponse.time:type_name -> google.protobuf.Timestamp
+	14, // 3: capsule.v1.InfoResponse.pool:type_name -> capsule.v1.Pool
+	15, // 4: capsule.v1.InfoResponse.tentative:type_name -> capsule.v1.TentativeSystem
+	13, // 5: capsule.v1.CapsuleServiceLogsResponse.time:type_name -> google.protobuf.Timestamp
+	13, // 6: capsule.v1.AuditRequest.since:type_name -> google.protobuf.Timestamp
+	13, // 7: capsule.v1.AuditResponse.time:type_name -> google.protobuf.Timestamp
+	16, // 8: capsule.v1.AuditResponse.duration:type_name -> google.protobuf.Duration
+	1,  // 9: capsule.v1.CapsuleService.Info:input_type -> capsule.v1.InfoRequest
+	3,  // 10: capsule.v1.CapsuleService.Logs:input_type -> capsule.v1.CapsuleServiceLogsRequest
+	5,  // 11: capsule.v1.CapsuleService.Reboot:input_type -> capsule.v1.RebootRequest
+	7,  // 12: capsule.v1.CapsuleService.Shutdown:input_type -> capsule.v1.ShutdownRequest
+	9,  // 13: capsule.v1.CapsuleService.RestartService:input_type -> capsule.v1.RestartServiceRequest
+	11, // 14: capsule.v1.CapsuleService.Audit:input_type -> capsule.v1.AuditRequest
+	2,  // 15: capsule.v1.CapsuleService.Info:output_type -> capsule.v1.InfoResponse
+	4,  // 16: capsule.v1.CapsuleService.Logs:output_type -> capsule.v1.CapsuleServiceLogsResponse
+	6,  // 17: capsule.v1.CapsuleService.Reboot:output_type -> capsule.v1.RebootResponse
+	8,  // 18: capsule.v1.CapsuleService.Shutdown:output_type -> capsule.v1.ShutdownResponse
+	10, // 19: capsule.v1.CapsuleService.RestartService:output_type -> capsule.v1.RestartServiceResponse
+	12, // 20: capsule.v1.CapsuleService.Audit:output_type -> capsule.v1.AuditResponse
+	15, // [15:21] is the sub-list for method output_type
+	9,  // [9:15] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_capsule_v1_capsule_proto_init() }
@@ -837,7 +1052,7 @@ func file_capsule_v1_capsule_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_capsule_v1_capsule_proto_rawDesc), len(file_capsule_v1_capsule_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   10,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

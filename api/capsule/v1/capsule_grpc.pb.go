@@ -24,6 +24,7 @@ const (
 	CapsuleService_Reboot_FullMethodName         = "/capsule.v1.CapsuleService/Reboot"
 	CapsuleService_Shutdown_FullMethodName       = "/capsule.v1.CapsuleService/Shutdown"
 	CapsuleService_RestartService_FullMethodName = "/capsule.v1.CapsuleService/RestartService"
+	CapsuleService_Audit_FullMethodName          = "/capsule.v1.CapsuleService/Audit"
 )
 
 // CapsuleServiceClient is the client API for CapsuleService service.
@@ -40,6 +41,9 @@ type CapsuleServiceClient interface {
 	// RestartService kills one of the system's own services, which is then
 	// started again; workloads go on.
 	RestartService(ctx context.Context, in *RestartServiceRequest, opts ...grpc.CallOption) (*RestartServiceResponse, error)
+	// Audit tells who changed what, and who was refused: what is there, oldest
+	// first, then with follow what comes.
+	Audit(ctx context.Context, in *AuditRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[AuditResponse], error)
 }
 
 type capsuleServiceClient struct {
@@ -109,6 +113,25 @@ func (c *capsuleServiceClient) RestartService(ctx context.Context, in *RestartSe
 	return out, nil
 }
 
+func (c *capsuleServiceClient) Audit(ctx context.Context, in *AuditRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[AuditResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &CapsuleService_ServiceDesc.Streams[1], CapsuleService_Audit_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[AuditRequest, AuditResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type CapsuleService_AuditClient = grpc.ServerStreamingClient[AuditResponse]
+
 // CapsuleServiceServer is the server API for CapsuleService service.
 // All implementations must embed UnimplementedCapsuleServiceServer
 // for forward compatibility.
@@ -123,6 +146,9 @@ type CapsuleServiceServer interface {
 	// RestartService kills one of the system's own services, which is then
 	// started again; workloads go on.
 	RestartService(context.Context, *RestartServiceRequest) (*RestartServiceResponse, error)
+	// Audit tells who changed what, and who was refused: what is there, oldest
+	// first, then with follow what comes.
+	Audit(*AuditRequest, grpc.ServerStreamingServer[AuditResponse]) error
 	mustEmbedUnimplementedCapsuleServiceServer()
 }
 
@@ -147,6 +173,9 @@ func (UnimplementedCapsuleServiceServer) Shutdown(context.Context, *ShutdownRequ
 }
 func (UnimplementedCapsuleServiceServer) RestartService(context.Context, *RestartServiceRequest) (*RestartServiceResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RestartService not implemented")
+}
+func (UnimplementedCapsuleServiceServer) Audit(*AuditRequest, grpc.ServerStreamingServer[AuditResponse]) error {
+	return status.Error(codes.Unimplemented, "method Audit not implemented")
 }
 func (UnimplementedCapsuleServiceServer) mustEmbedUnimplementedCapsuleServiceServer() {}
 func (UnimplementedCapsuleServiceServer) testEmbeddedByValue()                        {}
@@ -252,6 +281,17 @@ func _CapsuleService_RestartService_Handler(srv interface{}, ctx context.Context
 	return interceptor(ctx, in, info, handler)
 }
 
+func _CapsuleService_Audit_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(AuditRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(CapsuleServiceServer).Audit(m, &grpc.GenericServerStream[AuditRequest, AuditResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type CapsuleService_AuditServer = grpc.ServerStreamingServer[AuditResponse]
+
 // CapsuleService_ServiceDesc is the grpc.ServiceDesc for CapsuleService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -280,6 +320,11 @@ var CapsuleService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Logs",
 			Handler:       _CapsuleService_Logs_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Audit",
+			Handler:       _CapsuleService_Audit_Handler,
 			ServerStreams: true,
 		},
 	},
