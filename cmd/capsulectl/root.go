@@ -85,7 +85,7 @@ func newRootCommand(a *app) *cobra.Command {
 	}
 	root.AddCommand(
 		newApplyCommand(a), newGetCommand(a), newDeleteCommand(a), newWorkloadCommand(a), newCopyCommand(a),
-		newVolumeCommand(a), newImageCommand(a), newRegistryCommand(a), newCapsuleCommand(a), newReleaseCommand(a), newContextCommand(a), newLabCommand(a),
+		newVolumeCommand(a), newImageCommand(a), newRegistryCommand(a), newCapsuleCommand(a), newReleaseCommand(a), newContextCommand(a), newClaimCommand(a), newLabCommand(a),
 		newVersionCommand(a), newDocsCommand(),
 	)
 	root.CompletionOptions.HiddenDefaultCmd = false

@@ -26,6 +26,7 @@ import (
 type ui struct {
 	in       io.Reader
 	out, err io.Writer
+	inTTY    bool
 	outTTY   bool
 	errTTY   bool
 	colour   bool
@@ -43,6 +44,7 @@ var formats = []string{formatTable, formatJSON, formatYAML, formatName}
 
 func newTerminal() *ui {
 	u := &ui{in: os.Stdin, out: os.Stdout, err: os.Stderr}
+	u.inTTY = term.IsTerminal(int(os.Stdin.Fd()))
 	u.outTTY = term.IsTerminal(int(os.Stdout.Fd()))
 	u.errTTY = term.IsTerminal(int(os.Stderr.Fd()))
 	_, no := os.LookupEnv("NO_COLOR")
@@ -55,6 +57,13 @@ func (u *ui) printf(format string, args ...any) { fmt.Fprintf(u.out, format, arg
 
 // note tells what happens, beside what was asked for.
 func (u *ui) note(format string, args ...any) { fmt.Fprintf(u.err, format+"\n", args...) }
+
+// prompt asks for a line, where there is somebody to ask.
+func (u *ui) prompt(text string) {
+	if u.inTTY {
+		fmt.Fprint(u.err, text)
+	}
+}
 
 func (u *ui) warn(text string) { u.note("warning: %s", text) }
 

@@ -25,7 +25,7 @@ func (s *Store) Resolve(named string) (Context, error) {
 			return c, err
 		}
 	}
-	host, ok := address(named)
+	host, ok := Address(named)
 	if !ok {
 		return Context{}, fmt.Errorf("context %q does not exist: %w", named, errdefs.ErrNotFound)
 	}
@@ -57,8 +57,8 @@ func (s *Store) current() (Context, error) {
 	return s.Get(name)
 }
 
-// address completes an IP or host:port; a bare word is a context's name.
-func address(s string) (string, bool) {
+// Address completes an IP or host:port; a bare word is a name, and none.
+func Address(s string) (string, bool) {
 	if ip := net.ParseIP(s); ip != nil {
 		return net.JoinHostPort(s, strconv.Itoa(Port)), true
 	}

@@ -1,0 +1,28 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"capsule/internal/mdns"
+)
+
+// findMax is how long a capsule is looked for on the network.
+const findMax = 5 * time.Second
+
+// findByName gives the address of the one capsule of a name.
+func findByName(ctx context.Context, name string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, findMax)
+	defer cancel()
+	found, err := mdns.Find(ctx, name)
+	if errdefs.IsNotFound(err) {
+		return "", &failure{exitFailed, err, "its console shows its address: \"capsulectl claim ADDRESS\"; \"capsulectl discover\" shows what answers"}
+	}
+	if err == nil && found.Host() == "" {
+		err = fmt.Errorf("capsule %q answers, but names no address", name)
+	}
+	return found.Host(), err
+}
