@@ -31,6 +31,8 @@ const (
 	Mode_MODE_NORMAL      Mode = 1
 	// Storage or state can't be read: shown, nothing run, nothing written.
 	Mode_MODE_RECOVERY Mode = 2
+	// Started from a stick, to be installed on a disk: everything is in memory.
+	Mode_MODE_INSTALLER Mode = 3
 )
 
 // Enum value maps for Mode.
@@ -39,11 +41,13 @@ var (
 		0: "MODE_UNSPECIFIED",
 		1: "MODE_NORMAL",
 		2: "MODE_RECOVERY",
+		3: "MODE_INSTALLER",
 	}
 	Mode_value = map[string]int32{
 		"MODE_UNSPECIFIED": 0,
 		"MODE_NORMAL":      1,
 		"MODE_RECOVERY":    2,
+		"MODE_INSTALLER":   3,
 	}
 )
 
@@ -963,11 +967,12 @@ const file_capsule_v1_capsule_proto_rawDesc = "" +
 	"\amessage\x18\b \x01(\tR\amessage\x125\n" +
 	"\bduration\x18\t \x01(\v2\x19.google.protobuf.DurationR\bduration\x12\x12\n" +
 	"\x04lost\x18\n" +
-	" \x01(\rR\x04lost*@\n" +
+	" \x01(\rR\x04lost*T\n" +
 	"\x04Mode\x12\x14\n" +
 	"\x10MODE_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vMODE_NORMAL\x10\x01\x12\x11\n" +
-	"\rMODE_RECOVERY\x10\x022\xe9\x03\n" +
+	"\rMODE_RECOVERY\x10\x02\x12\x12\n" +
+	"\x0eMODE_INSTALLER\x10\x032\xe9\x03\n" +
 	"\x0eCapsuleService\x12?\n" +
 	"\x04Info\x12\x17.capsule.v1.InfoRequest\x1a\x18.capsule.v1.InfoResponse\"\x04\x88\xb5\x18\x01\x12]\n" +
 	"\x04Logs\x12%.capsule.v1.CapsuleServiceLogsRequest\x1a&.capsule.v1.CapsuleServiceLogsResponse\"\x04\x88\xb5\x18\x010\x01\x12E\n" +
