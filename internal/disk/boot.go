@@ -15,6 +15,17 @@ import (
 // BootFile is what the initramfs tells the system about this boot.
 const BootFile = "/run/capsule/boot.json"
 
+// Files of ours on the ESP.
+const (
+	// SeedFile is the identity that a new capsule takes.
+	SeedFile = "capsule/seed.pem"
+	// MachineIDFile is the id of a new capsule, which its name comes from.
+	MachineIDFile = "capsule/machine-id"
+	// StayFile says that a capsule lives on this disk, also when it can be pulled
+	// out: it's never the medium of an installation.
+	StayFile = "capsule/stay"
+)
+
 // A Boot is what this boot was started from. Device names hold for this boot only.
 type Boot struct {
 	Slot    string `json:"slot"`         // slot_a or slot_b

@@ -147,12 +147,12 @@ func (i *Installer) install(ctx context.Context, target Candidate, progress func
 func (i *Installer) dropSeed() {
 	seeded := false
 	err := i.Boot.WithESP(disk.ReadOnly, func(dir string) error {
-		_, err := os.Stat(filepath.Join(dir, SeedFile))
+		_, err := os.Stat(filepath.Join(dir, disk.SeedFile))
 		seeded = err == nil
 		return nil
 	})
 	if err == nil && seeded {
-		err = i.Boot.WithESP(disk.Writable, func(dir string) error { return os.Remove(filepath.Join(dir, SeedFile)) })
+		err = i.Boot.WithESP(disk.Writable, func(dir string) error { return os.Remove(filepath.Join(dir, disk.SeedFile)) })
 	}
 	if err != nil {
 		i.Log.Error("remove the seed from the stick: use it for no other capsule", "error", err)

@@ -14,17 +14,6 @@ import (
 	"capsule/internal/slot"
 )
 
-// Files of ours on the ESP.
-const (
-	// SeedFile is the identity that a new capsule takes.
-	SeedFile = "capsule/seed.pem"
-	// MachineIDFile is the id of a new capsule, which its name comes from.
-	MachineIDFile = "capsule/machine-id"
-	// StayFile says that a capsule lives on this disk, also when it can be pulled out:
-	// it's never the medium of an installation.
-	StayFile = "capsule/stay"
-)
-
 const (
 	loaderFile = "EFI/BOOT/BOOTX64.EFI"
 	confFile   = "loader/loader.conf"
@@ -89,9 +78,9 @@ func espFiles(dir, running string, root slot.Root, p Personality) (files []fat.F
 	}
 	return append(files,
 		fat.Text(name, text),
-		fat.Text(SeedFile, p.Seed),
-		fat.Text(MachineIDFile, []byte(strings.TrimSpace(p.MachineID)+"\n")),
-		fat.Text(StayFile, []byte("A capsule lives on this disk.\n")),
+		fat.Text(disk.SeedFile, p.Seed),
+		fat.Text(disk.MachineIDFile, []byte(strings.TrimSpace(p.MachineID)+"\n")),
+		fat.Text(disk.StayFile, []byte("A capsule lives on this disk.\n")),
 	), closeAll, nil
 }
 

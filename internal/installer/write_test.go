@@ -47,7 +47,7 @@ func source(t *testing.T) Source {
 		Files: []fat.File{
 			fat.Text("EFI/BOOT/BOOTX64.EFI", bytes.Repeat([]byte("loader"), 99_999)),
 			fat.Text("loader/entries/capsule-slot_a+3-0.conf", []byte("title\n")),
-			fat.Text(SeedFile, []byte("seed")),
+			fat.Text(disk.SeedFile, []byte("seed")),
 		},
 	}
 }

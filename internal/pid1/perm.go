@@ -183,12 +183,28 @@ func (m *machine) permBytes() (int64, error) {
 func (m *machine) nameHost() error {
 	name := "capsule" // without /perm, or an id
 	id, err := "", error(nil)
-	if m.reason == "" {
-		if id, err = machineID(idFile); err == nil {
+	if file := m.idFile(); file != "" {
+		if file == idFile {
+			err = m.takeID() // else a new one, and the machine has another name
+		}
+		var failed error
+		if id, failed = machineID(file); failed == nil {
 			name = hostName(id)
 		}
+		err = errors.Join(err, failed)
 	}
 	return errors.Join(err, unix.Sethostname([]byte(name)))
+}
+
+// idFile is where the id is kept in this mode; "" where it can't be known.
+func (m *machine) idFile() string {
+	switch {
+	case m.installer:
+		return ramIDFile
+	case m.reason == "":
+		return idFile
+	}
+	return ""
 }
 
 func hostName(id string) string { return "capsule-" + id[:4] }
@@ -196,13 +212,13 @@ func hostName(id string) string { return "capsule-" + id[:4] }
 // machineID reads the id, or makes it.
 func machineID(file string) (string, error) {
 	b, err := os.ReadFile(file)
-	if id := strings.TrimSpace(string(b)); err == nil && validID(id) {
+	if id := word(b); err == nil && validID(id) {
 		return id, nil
 	}
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return "", fmt.Errorf("machine id: %w", err)
 	}
-	if err == nil && strings.TrimSpace(string(b)) != "" {
+	if err == nil && word(b) != "" {
 		return "", fmt.Errorf("machine id in %q isn't one: %w", file, errdefs.ErrDataLoss)
 	}
 	raw := make([]byte, 16)
@@ -212,6 +228,8 @@ func machineID(file string) (string, error) {
 	id := hex.EncodeToString(raw)
 	return id, durable.WriteFile(file, []byte(id+"\n"), 0o644)
 }
+
+func word(b []byte) string { return strings.TrimSpace(string(b)) }
 
 func validID(id string) bool {
 	raw, err := hex.DecodeString(id)

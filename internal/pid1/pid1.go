@@ -48,9 +48,11 @@ type machine struct {
 	dog     *watchdog.Watchdog
 	modules *kmod.Set
 	boot    disk.Boot
-	reason  string // why we're in recovery mode; empty in normal mode
-	kids    family
-	buttons sync.Map // names of the power buttons that are watched
+	reason  string // why /perm isn't there: recovery mode, or the installer; empty in normal mode
+	// installer: we run from a stick, with nothing but memory to write to.
+	installer bool
+	kids      family
+	buttons   sync.Map // names of the power buttons that are watched
 
 	containerd *service
 	serve      *service
@@ -84,8 +86,11 @@ func Run() {
 		m.log.say("listen for readiness: %v", err)
 	}
 	created := false
-	m.step("perm", func() (err error) { created, err = m.openPerm(ctx); return err })
-	m.trial.recovery = m.reason
+	m.step("medium", m.lookMedium)
+	if !m.installer {
+		m.step("perm", func() (err error) { created, err = m.openPerm(ctx); return err })
+		m.trial.recovery = m.reason
+	}
 	if m.reason == "" {
 		m.log.keep(permDir + "/logs/system")
 		m.step("saved clock", func() error { _, err := clock.SetFloor(clock.SavedFile); return err })

@@ -82,6 +82,9 @@ func (m *machine) serveEnv() []string {
 	if m.reason == "" {
 		return append(env, "CAPSULE_MODE=normal", "TMPDIR="+permDir+"/tmp")
 	}
+	if m.installer {
+		return append(env, "CAPSULE_MODE=installer", "CAPSULE_MODE_REASON="+m.reason)
+	}
 	return append(env, "CAPSULE_MODE=recovery", "CAPSULE_MODE_REASON="+m.reason)
 }
 
