@@ -47,6 +47,7 @@ require (
 	google.golang.org/grpc v1.85.0
 	google.golang.org/protobuf v1.36.12
 	sigs.k8s.io/yaml v1.6.0
+	rsc.io/qr v0.2.0
 )
 
 require (

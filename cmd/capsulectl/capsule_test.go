@@ -85,7 +85,7 @@ func startCapsule(dir string, updates server.Updates, defers func(func())) (*tes
 		updates = newTestUpdates("v1.2.3", "v1.2.2")
 	}
 	srv, err := server.New(server.Options{
-		TLS: config, Store: st, Images: images, Volumes: volumes, Updates: updates, Version: "v1.2.3", Registries: image.NewRegistryBook(st.Bucket("registries")), Runtime: loop,
+		TLS: config, Identity: id, Store: st, Images: images, Volumes: volumes, Updates: updates, Version: "v1.2.3", Registries: image.NewRegistryBook(st.Bucket("registries")), Runtime: loop,
 		Kinds: []string{"Container"}, Machine: testMachine{dir}, LogDir: logDir, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {

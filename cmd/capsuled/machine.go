@@ -28,8 +28,6 @@ import (
 )
 
 const (
-	identityDir   = "/perm/identity"
-	seedFile      = "capsule/seed.pem" // on the ESP
 	machineIDFile = "/perm/machine-id"
 	startsFile    = "/run/capsule/serve-starts"
 	noticeVar     = "NOTIFY_SOCKET"
@@ -42,6 +40,9 @@ type machine struct {
 	name   string
 	starts uint32
 
+	// id is set before anything is served.
+	id *identity.Identity
+
 	// farewell lets the API give its last answers.
 	farewell func()
 
@@ -53,7 +54,6 @@ type machine struct {
 // shown is what changes while the machine runs.
 type shown struct {
 	ready  bool
-	claim  string
 	uplink uplink.State
 	left   time.Duration // until a tentative system is rolled back
 
@@ -106,55 +106,6 @@ func (m *machine) recover(reason string) {
 	if err := notify("CAPSULE_RECOVERY=" + oneLine(reason)); err != nil {
 		slog.Error("tell process 1 of the recovery mode", "error", err)
 	}
-}
-
-// identity finds who this capsule is. The ESP is only mounted at the first start
-// of a boot: later ones find all on /perm.
-func (m *machine) identity() (*identity.Identity, error) {
-	id, err := m.loadIdentity()
-	if err != nil {
-		return nil, err
-	}
-	for _, w := range id.Warnings {
-		slog.Warn("identity", "warning", w)
-	}
-	claim := "unclaimed"
-	if id.Claimed() {
-		claim = "claimed"
-	}
-	m.update(func(s *shown) { s.claim = claim })
-	return id, nil
-}
-
-func (m *machine) loadIdentity() (id *identity.Identity, err error) {
-	if m.normal() && m.starts > 1 {
-		if id, err := identity.LoadReadOnly(identityDir, ""); err == nil && id.Claimed() {
-			return id, nil
-		}
-	}
-	if m.normal() {
-		mount := m.boot.WithESP(disk.Writable, func(esp string) error {
-			id, err = identity.Load(identityDir, filepath.Join(esp, seedFile))
-			return nil
-		})
-		if mount != nil {
-			slog.Error("look for the seed", "error", mount)
-		}
-		if id != nil {
-			return id, nil
-		}
-		if err != nil {
-			m.recover(err.Error())
-		}
-	}
-	if mount := m.boot.WithESP(disk.ReadOnly, func(esp string) error {
-		id, err = identity.LoadReadOnly(identityDir, filepath.Join(esp, seedFile))
-		return nil
-	}); mount != nil || id == nil {
-		// Without the ESP nothing new is made: a seed may still wait there.
-		return identity.LoadReadOnly(identityDir, "")
-	}
-	return id, err
 }
 
 // Info is what the machine knows of itself.
@@ -285,12 +236,13 @@ func (m *machine) update(change func(*shown)) {
 	defer m.mu.Unlock()
 	change(&m.shown)
 	s := console.State{
-		Name: m.name, Claim: m.shown.claim, Version: version.Version, Slot: m.boot.Slot, Mode: "normal",
+		Name: m.name, Version: version.Version, Slot: m.boot.Slot, Mode: "normal",
 		Reason: m.reason, Network: m.shown.uplink.Message, Ready: m.shown.ready, Left: m.shown.left,
 	}
 	if m.reason != "" {
 		s.Mode = "recovery"
 	}
+	m.showClaim(&s)
 	if a := m.shown.uplink.Addresses; len(a) > 0 {
 		s.Address = netip.AddrPortFrom(a[0].Addr(), 50000).String()
 	}

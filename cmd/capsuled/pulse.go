@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"path/filepath"
 	"time"
 
 	"google.golang.org/grpc"
@@ -19,7 +18,6 @@ import (
 
 const (
 	selfSocket = "/run/capsule/self.sock"
-	selfLife   = 50 * 365 * 24 * time.Hour // of the certificate for ourselves; it never leaves the process
 	pulseEvery = 10 * time.Second
 	answerMax  = 30 * time.Second // of a call to ourselves; process 1 waits for 60 s
 )
@@ -35,14 +33,11 @@ type pulse struct {
 	info     capsulev1.CapsuleServiceClient // nil when nobody could call
 }
 
-// newPulse makes the socket. Nobody can call a capsule that isn't claimed, nor can
-// the capsule itself without its CA's key, as in some recoveries.
-func newPulse(socket, identityDir string, id *identity.Identity) (*pulse, error) {
+// newPulse makes the socket. A capsule without its CA's key, as in some recoveries,
+// can't call itself.
+func newPulse(socket string, id *identity.Identity) (*pulse, error) {
 	p := &pulse{}
-	if !id.Claimed() {
-		return p, nil
-	}
-	cert, err := ownCertificate(identityDir)
+	cert, err := id.Own()
 	if err != nil {
 		slog.Warn("the API can't be watched", "reason", err)
 		return p, nil
@@ -60,27 +55,6 @@ func newPulse(socket, identityDir string, id *identity.Identity) (*pulse, error)
 	}
 	p.info = capsulev1.NewCapsuleServiceClient(p.conn)
 	return p, nil
-}
-
-// ownCertificate is a reader's.
-func ownCertificate(dir string) (tls.Certificate, error) {
-	certPEM, err := os.ReadFile(filepath.Join(dir, "ca.crt"))
-	if err != nil {
-		return tls.Certificate{}, err
-	}
-	keyPEM, err := os.ReadFile(filepath.Join(dir, "ca.key"))
-	if err != nil {
-		return tls.Certificate{}, err
-	}
-	ca, err := identity.ParseCA(certPEM, keyPEM)
-	if err != nil {
-		return tls.Certificate{}, err
-	}
-	pair, err := ca.IssueOperator("this capsule", capsulev1.Role_ROLE_READER, selfLife)
-	if err != nil {
-		return tls.Certificate{}, err
-	}
-	return tls.X509KeyPair(pair.CertPEM, pair.KeyPEM)
 }
 
 // answers tells whether the API does.

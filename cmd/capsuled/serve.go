@@ -105,6 +105,7 @@ func serve(ctx context.Context) error {
 		}()
 	}
 	m.update(func(s *shown) { s.ready = true })
+	go m.watchClaim(life)
 	go d.beat(life, pulse)
 	if m.normal() {
 		go d.watchUpdate(life)
@@ -202,7 +203,7 @@ func (d *daemon) api() (*grpc.Server, net.Listener, *pulse, error) {
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	p, err := newPulse(selfSocket, identityDir, id)
+	p, err := newPulse(selfSocket, id)
 	if err != nil {
 		return nil, nil, nil, err
 	}
@@ -223,7 +224,7 @@ func (d *daemon) newServer(id *identity.Identity) (*grpc.Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	o := server.Options{TLS: config, Store: d.store, Machine: d.machine, Kinds: kinds(), Log: slog.Default()}
+	o := server.Options{TLS: config, Identity: id, Store: d.store, Machine: d.machine, Kinds: kinds(), Log: slog.Default()}
 	if d.machine.normal() {
 		book := image.NewRegistryBook(d.store.Bucket("registries"))
 		d.images = image.Open(d.client, book)

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,12 +22,15 @@ type State struct {
 	Name    string // capsule-a3f2
 	Address string // what to connect to; empty while there's none
 	Claim   string // claimed or unclaimed
-	Version string
-	Slot    string
-	Mode    string // normal or recovery
-	Reason  string // of a recovery, or what the operator should know
-	Network string // why there's no address
-	Ready   bool   // the API answers
+	// Code claims it, as long as that can be done; else Unclaimable says why not.
+	Code, Unclaimable string
+	Fingerprint       string // of its key, "3f2a:91c0:…"
+	Version           string
+	Slot              string
+	Mode              string // normal or recovery
+	Reason            string // of a recovery, or what the operator should know
+	Network           string // why there's no address
+	Ready             bool   // the API answers
 
 	Left time.Duration // until the running system is rolled back unless it's confirmed; 0: it's confirmed
 }
@@ -110,17 +114,68 @@ func isScreen(name string) bool {
 	return ok && rest != "" && rest[0] >= '0' && rest[0] <= '9'
 }
 
-// screen is the whole picture, from a cleared screen.
+// Sizes of the screen in characters: the least that a console has.
+const (
+	screenColumns = 80
+	screenRows    = 25
+	labelColumns  = 13
+)
+
+// screen is the whole picture, from a cleared screen. The code stands to the right
+// as a QR code too.
 func screen(s State) string {
+	code := quickCode(s.Code)
+	width := screenColumns - labelColumns
+	if code != nil {
+		width = qrColumn - 1 - labelColumns
+	}
 	var b strings.Builder
 	b.WriteString("\x1b[2J\x1b[H\r\n")
-	for _, row := range rows(s) {
-		fmt.Fprintf(&b, "  %-10s %s\r\n", row[0], plain(row[1]))
+	n := 1
+	for _, row := range rows(s, width) {
+		label := row[0]
+		for _, line := range wrap(plain(row[1]), width) {
+			if n++; n >= screenRows {
+				break
+			}
+			fmt.Fprintf(&b, "  %-10s %s\r\n", label, line)
+			label = ""
+		}
+	}
+	for i, line := range code {
+		fmt.Fprintf(&b, "\x1b[%d;%dH%s", i+2, qrColumn, line)
+	}
+	if code != nil {
+		fmt.Fprintf(&b, "\x1b[%d;1H", max(n+1, len(code)+2))
 	}
 	return b.String()
 }
 
-func rows(s State) [][2]string {
+// wrap breaks a text between words; a longer word is cut.
+func wrap(text string, width int) (lines []string) {
+	if utf8.RuneCountInString(text) <= width {
+		return []string{text}
+	}
+	line := ""
+	for _, word := range strings.Fields(text) {
+		for {
+			joined := strings.TrimSpace(line + " " + word)
+			if utf8.RuneCountInString(joined) <= width {
+				line = joined
+				break
+			}
+			if line == "" {
+				head := []rune(word)
+				lines, word = append(lines, string(head[:width])), string(head[width:])
+				continue
+			}
+			lines, line = append(lines, line), ""
+		}
+	}
+	return append(lines, line)
+}
+
+func rows(s State, width int) [][2]string {
 	out := [][2]string{{"Capsule", orText(s.Name, "starting")}}
 	add := func(label, text string) {
 		if text != "" {
@@ -130,6 +185,12 @@ func rows(s State) [][2]string {
 	add("address", orText(s.Address, "none yet"))
 	add("network", s.Network)
 	add("claim", s.Claim)
+	add("code", s.Code)
+	if s.Code != "" {
+		add("", "capsulectl claim "+orText(s.Name, "NAME"))
+	}
+	add("", s.Unclaimable)
+	add("key", breakable(s.Fingerprint, width))
 	add("version", strings.TrimSpace(s.Version+"  "+s.Slot))
 	if s.Mode != "" && s.Mode != "normal" {
 		add("mode", strings.ToUpper(s.Mode))
@@ -139,6 +200,23 @@ func rows(s State) [][2]string {
 		add("update", tentative(s))
 	}
 	return out
+}
+
+// breakable lets a fingerprint go on in the next line, in equal pieces.
+func breakable(fingerprint string, width int) string {
+	groups := strings.SplitAfter(fingerprint, ":")
+	each := 8
+	if each*5 > width {
+		each = 4
+	}
+	var b strings.Builder
+	for i, group := range groups {
+		if i > 0 && i%each == 0 {
+			b.WriteByte(' ')
+		}
+		b.WriteString(group)
+	}
+	return b.String()
 }
 
 // tentative says what becomes of a system that isn't confirmed, and how to keep it.
@@ -177,6 +255,12 @@ func changes(before, s State, up time.Duration) string {
 		say("capsule update: %s", tentative(s))
 	case before.Left > 0 && s.Left <= 0:
 		say("capsule update: %s is confirmed", orText(s.Version, "this version"))
+	}
+	if s.Code != before.Code && s.Code != "" {
+		say("capsule claim: code=%s name=%s key=%s", s.Code, s.Name, s.Fingerprint)
+	}
+	if s.Unclaimable != before.Unclaimable && s.Unclaimable != "" {
+		say("capsule claim: %s", s.Unclaimable)
 	}
 	readyNow := s.Ready && (!before.Ready || s.Address != before.Address || s.Name != before.Name || s.Claim != before.Claim)
 	if readyNow {

@@ -343,12 +343,10 @@ const recoveryRenew = 5 * 365 * 24 * time.Hour
 // SaveRecovery writes the copy without the CA's key beside the seed, and who is
 // let in, unless a good one is there.
 func (id *Identity) SaveRecovery(seedPath string) error {
-	id.mu.Lock()
-	defer id.mu.Unlock()
 	if id.authority == nil {
 		return nil
 	}
-	if err := id.saveOperators(beside(seedPath, recoveryOperatorsFile)); err != nil {
+	if err := replaceText(beside(seedPath, recoveryOperatorsFile), id.operatorsPEM()); err != nil {
 		return err
 	}
 	path := beside(seedPath, recoveryFile)
@@ -364,14 +362,20 @@ func (id *Identity) SaveRecovery(seedPath string) error {
 	return durable.WriteFile(path, bytes.Join([][]byte{pair.CertPEM, pair.KeyPEM, id.CACertPEM()}, nil), 0o600)
 }
 
-// saveOperators writes none while certificates are adopted: all are let in then.
-func (id *Identity) saveOperators(path string) error {
-	var text []byte
-	if !id.list.Adopting {
-		for _, o := range id.list.Operators {
-			text = append(text, o.Certificate...)
-		}
+// operatorsPEM are the certificates of who is let in; none while all are adopted.
+func (id *Identity) operatorsPEM() (text []byte) {
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	if id.list.Adopting {
+		return nil
 	}
+	for _, o := range id.list.Operators {
+		text = append(text, o.Certificate...)
+	}
+	return text
+}
+
+func replaceText(path string, text []byte) error {
 	old, err := readFile(path, seedMax)
 	if (err == nil && bytes.Equal(old, text)) || (errors.Is(err, fs.ErrNotExist) && len(text) == 0) {
 		return nil

@@ -31,6 +31,16 @@ func RoleName(role capsulev1.Role) string {
 	return "nobody"
 }
 
+// RoleNamed is the role of a name, ROLE_UNSPECIFIED of none.
+func RoleNamed(name string) capsulev1.Role {
+	for role := range roleUnits {
+		if RoleName(role) == name {
+			return role
+		}
+	}
+	return capsulev1.Role_ROLE_UNSPECIFIED
+}
+
 // Role reads the one role of a certificate.
 func Role(cert *x509.Certificate) (capsulev1.Role, error) {
 	found := capsulev1.Role_ROLE_UNSPECIFIED

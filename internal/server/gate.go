@@ -2,15 +2,14 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"runtime/debug"
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/peer"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
@@ -24,15 +23,11 @@ type gate struct {
 	log   *slog.Logger
 	mode  func() (capsulev1.Mode, string)
 	roles map[string]capsulev1.Role // by full method name; set before serving
+	id    *identity.Identity
+	// strangers are refused more often than a log can bear.
+	strangers *refusals
 	// version is in the header of each answer, also of a refusal.
 	version metadata.MD
-}
-
-// recoverable methods change the machine and yet work in recovery mode.
-var recoverable = map[string]bool{
-	capsulev1.CapsuleService_Reboot_FullMethodName:         true,
-	capsulev1.CapsuleService_Shutdown_FullMethodName:       true,
-	capsulev1.CapsuleService_RestartService_FullMethodName: true,
 }
 
 // methodRoles reads the role of every registered method from its descriptor.
@@ -73,7 +68,7 @@ func (g *gate) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, h
 	if err := grpc.SetHeader(ctx, g.version); err != nil {
 		return nil, err
 	}
-	err = g.pass(ctx, info.FullMethod, func() error {
+	err = g.pass(ctx, info.FullMethod, func(ctx context.Context) error {
 		resp, err = handler(ctx, req)
 		return err
 	})
@@ -84,13 +79,31 @@ func (g *gate) stream(srv any, s grpc.ServerStream, info *grpc.StreamServerInfo,
 	if err := s.SetHeader(g.version); err != nil {
 		return err
 	}
-	return g.pass(s.Context(), info.FullMethod, func() error { return handler(srv, s) })
+	return g.pass(s.Context(), info.FullMethod, func(ctx context.Context) error {
+		return handler(srv, &cutStream{ServerStream: s, ctx: ctx})
+	})
+}
+
+// cutStream has a context that also ends when its operator is revoked.
+type cutStream struct {
+	grpc.ServerStream
+	ctx context.Context //nolint:containedctx // grpc's own form
+}
+
+func (s *cutStream) Context() context.Context { return s.ctx }
+
+// RecvMsg takes nothing more from somebody who was revoked while it waited.
+func (s *cutStream) RecvMsg(m any) error {
+	if err := s.ServerStream.RecvMsg(m); err != nil {
+		return err
+	}
+	return context.Cause(s.ctx)
 }
 
 // pass lets a call through, or not, and answers with a code. A panic is that
 // call's error.
-func (g *gate) pass(ctx context.Context, method string, call func() error) (err error) {
-	who := "nobody"
+func (g *gate) pass(ctx context.Context, method string, call func(context.Context) error) (err error) {
+	who := nobody
 	defer func() {
 		if p := recover(); p != nil {
 			g.log.Error("call panicked", "method", method, "operator", who, "panic", p, "stack", string(debug.Stack()))
@@ -104,41 +117,71 @@ func (g *gate) pass(ctx context.Context, method string, call func() error) (err 
 	}()
 	who, err = g.authorise(ctx, method)
 	if err != nil {
-		g.log.Warn("call refused", "method", method, "operator", who, "error", err)
+		g.refuse(ctx, method, who, err)
 		return err
 	}
 	if g.roles[method] > capsulev1.Role_ROLE_READER {
 		g.log.Info("call", "method", method, "operator", who)
 	}
-	return call()
+	return g.whileAllowed(ctx, call)
+}
+
+// nobody is who has no certificate.
+const nobody = "nobody"
+
+// refuse logs who was denied what, and why.
+func (g *gate) refuse(ctx context.Context, method, who string, err error) {
+	from, _, _ := connection(ctx)
+	args := []any{"method", method, "operator", who, "from", from, "error", err}
+	if who == nobody {
+		g.strangers.log(g.log, "call refused", args...)
+		return
+	}
+	g.log.Warn("call refused", args...)
+}
+
+var errRevoked = fmt.Errorf("the key of this call was revoked: %w", errdefs.ErrUnauthenticated)
+
+// whileAllowed ends a call under way when its operator is revoked.
+func (g *gate) whileAllowed(ctx context.Context, call func(context.Context) error) error {
+	cert, err := certificate(ctx)
+	if err != nil { // nobody's
+		return call(ctx)
+	}
+	ctx, cut := context.WithCancelCause(ctx)
+	defer cut(nil)
+	release := g.id.WhenRevoked(cert, func() { cut(errRevoked) })
+	defer release()
+	// Revoked between the check and now.
+	if _, err := g.id.Admit(cert); err != nil {
+		return err
+	}
+	err = call(ctx)
+	if err != nil && errors.Is(context.Cause(ctx), errRevoked) {
+		return errRevoked
+	}
+	return err
 }
 
 func (g *gate) authorise(ctx context.Context, method string) (who string, err error) {
-	p, ok := peer.FromContext(ctx)
-	if !ok {
-		return "nobody", fmt.Errorf("no peer: %w", errdefs.ErrUnauthenticated)
+	needs, known := g.roles[method]
+	has, who := capsulev1.Role_ROLE_UNSPECIFIED, nobody
+	cert, err := certificate(ctx)
+	if err == nil {
+		who = cert.Subject.CommonName
+		has, err = g.id.Admit(cert)
 	}
-	info, ok := p.AuthInfo.(credentials.TLSInfo)
-	if !ok || len(info.State.PeerCertificates) == 0 {
-		return "nobody", fmt.Errorf("no certificate: %w", errdefs.ErrUnauthenticated)
-	}
-	cert := info.State.PeerCertificates[0]
-	who = cert.Subject.CommonName
-	has, err := identity.Role(cert)
-	if err != nil {
+	switch {
+	case !known:
+		return who, errors.Join(err, fmt.Errorf("method %s: %w", method, errdefs.ErrNotImplemented))
+	case needs == capsulev1.Role_ROLE_NOBODY:
+		// The method asks for its own proof.
+	case err != nil:
 		return who, err
-	}
-	needs, ok := g.roles[method]
-	if !ok {
-		return who, fmt.Errorf("method %s: %w", method, errdefs.ErrNotImplemented)
-	}
-	if has < needs {
+	case has < needs:
 		return who, fmt.Errorf("%s needs the role %q, and the certificate of %q has the role %q: %w",
 			method, identity.RoleName(needs), who, identity.RoleName(has), errdefs.ErrPermissionDenied)
 	}
 	mode, reason := g.mode()
-	if mode == capsulev1.Mode_MODE_RECOVERY && needs > capsulev1.Role_ROLE_READER && !recoverable[method] {
-		return who, fmt.Errorf("the capsule is in recovery mode and changes nothing: %s: %w", reason, errdefs.ErrFailedPrecondition)
-	}
-	return who, nil
+	return who, suits(method, needs, mode, reason)
 }

@@ -19,6 +19,8 @@ import (
 	"google.golang.org/grpc/reflection"
 
 	capsulev1 "capsule/api/capsule/v1"
+	"capsule/internal/audit"
+	"capsule/internal/identity"
 	"capsule/internal/image"
 	"capsule/internal/logs"
 	"capsule/internal/store"
@@ -42,18 +44,24 @@ const (
 // Options of a server. In recovery mode Store may be a copy or nil, and Images,
 // Runtime, Volumes and Updates nil.
 type Options struct {
-	TLS        *tls.Config
+	TLS *tls.Config
+	// Identity that TLS is of.
+	Identity   *identity.Identity
 	Store      *store.Store
 	Images     Images
 	Registries *image.RegistryBook
 	Runtime    Runtime
 	Volumes    Volumes
 	Updates    Updates
+	// Installer is nil but in MODE_INSTALLER.
+	Installer Installer
 	// Kinds of workloads that have a driver here.
 	Kinds   []string
 	Machine Machine
 	// Version that every answer names; default that of this program.
 	Version string
+	// Audit keeps who changed what; nil keeps nothing.
+	Audit *audit.Log
 	// LogDir is the folder of a workload's log; default logs.Dir.
 	LogDir func(name string) string
 	Log    *slog.Logger
@@ -71,14 +79,16 @@ func New(o Options) (*grpc.Server, error) {
 	if o.Version == "" {
 		o.Version = version.Version
 	}
-	if o.TLS == nil || o.Machine == nil {
-		return nil, errors.New("server needs TLS and the machine")
+	if o.TLS == nil || o.Identity == nil || o.Machine == nil {
+		return nil, errors.New("server needs TLS, an identity and the machine")
 	}
-	g := &gate{log: o.Log, mode: o.Machine.Mode, version: metadata.Pairs(version.Header, o.Version)}
+	strangers := newRefusals()
+	g := &gate{log: o.Log, mode: o.Machine.Mode, id: o.Identity, strangers: strangers, version: metadata.Pairs(version.Header, o.Version)}
+	recorder := &auditor{log: o.Audit}
 	s := grpc.NewServer(
-		grpc.Creds(&loggedTLS{TransportCredentials: credentials.NewTLS(o.TLS), log: o.Log}),
-		grpc.ChainUnaryInterceptor(g.unary),
-		grpc.ChainStreamInterceptor(g.stream),
+		grpc.Creds(&loggedTLS{TransportCredentials: credentials.NewTLS(o.TLS), log: o.Log, refusals: strangers}),
+		grpc.ChainUnaryInterceptor(recorder.unary, g.unary),
+		grpc.ChainStreamInterceptor(recorder.stream, g.stream),
 		grpc.MaxRecvMsgSize(messageMax),
 		grpc.MaxSendMsgSize(answerMax),
 		grpc.MaxConcurrentStreams(streamsMax),
@@ -93,12 +103,14 @@ func New(o Options) (*grpc.Server, error) {
 	capsulev1.RegisterVolumeServiceServer(s, newVolumes(o))
 	capsulev1.RegisterImageServiceServer(s, &images{Options: o})
 	capsulev1.RegisterUpdateServiceServer(s, newUpdates(o))
+	capsulev1.RegisterInstallServiceServer(s, &installs{Options: o})
 	capsulev1.RegisterCapsuleServiceServer(s, &capsule{Options: o})
+	capsulev1.RegisterAccessServiceServer(s, &access{Options: o, refusals: strangers})
 	reflection.Register(s)
 	roles, err := methodRoles(s.GetServiceInfo())
 	if err != nil {
 		return nil, fmt.Errorf("start server: %w", err)
 	}
-	g.roles = roles
+	g.roles, recorder.roles = roles, roles
 	return s, nil
 }

@@ -40,7 +40,8 @@ import (
 // box is a server on a real port with a real store; the machine around it is
 // this test's process.
 type box struct {
-	ca      *identity.CA
+	ca      *identity.CA // of a box with a seed
+	id      *identity.Identity
 	address string
 	store   *store.Store
 	log     *lockedBuffer
@@ -170,6 +171,14 @@ func newBox(t *testing.T, change func(*Options)) *box {
 	if err := os.WriteFile(filepath.Join(dir, "seed.pem"), seed, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	b := boxOf(t, dir, change)
+	b.ca = ca
+	return b
+}
+
+// boxOf has its identity, made of the seed if there is one, in dir.
+func boxOf(t *testing.T, dir string, change func(*Options)) *box {
+	t.Helper()
 	id, err := identity.Load(filepath.Join(dir, "identity"), filepath.Join(dir, "seed.pem"))
 	if err != nil {
 		t.Fatal(err)
@@ -182,12 +191,12 @@ func newBox(t *testing.T, change func(*Options)) *box {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &box{ca: ca, store: st, log: &lockedBuffer{wrote: make(chan struct{}, 1)}, logs: filepath.Join(dir, "logs"), machine: &testMachine{
+	b := &box{id: id, store: st, log: &lockedBuffer{wrote: make(chan struct{}, 1)}, logs: filepath.Join(dir, "logs"), machine: &testMachine{
 		system: filepath.Join(dir, "system"), kernel: filepath.Join(dir, "kmsg"),
 		power: make(chan PowerState, 8), killed: make(chan string, 8),
 	}}
 	o := Options{
-		TLS: config, Store: st, Registries: image.NewRegistryBook(st.Bucket("registries")), Runtime: hostDriver{root: dir},
+		TLS: config, Identity: id, Store: st, Registries: image.NewRegistryBook(st.Bucket("registries")), Runtime: hostDriver{root: dir},
 		Kinds: []string{"Container"}, Machine: b.machine, Log: slog.New(slog.NewTextHandler(b.log, nil)),
 		LogDir: func(name string) string { return filepath.Join(b.logs, name) },
 	}
@@ -276,8 +285,9 @@ func TestRoles(t *testing.T) {
 	b := newBox(t, nil)
 	b.machine.kernel = "/dev/null"
 	ctx := limit(t)
-	for role := range capsulev1.Role_name {
-		has := capsulev1.Role(role)
+	for _, has := range []capsulev1.Role{
+		capsulev1.Role_ROLE_UNSPECIFIED, capsulev1.Role_ROLE_READER, capsulev1.Role_ROLE_OPERATOR, capsulev1.Role_ROLE_ADMIN,
+	} {
 		conn := b.dial(t, has)
 		eachMethod(func(m protoreflect.MethodDescriptor) {
 			needs := proto.GetExtension(m.Options(), capsulev1.E_Role).(capsulev1.Role)
@@ -286,6 +296,10 @@ func TestRoles(t *testing.T) {
 			case has == capsulev1.Role_ROLE_UNSPECIFIED:
 				if got != codes.Unavailable {
 					t.Errorf("%s without certificate: %v", m.FullName(), got)
+				}
+			case needs == capsulev1.Role_ROLE_NOBODY:
+				if got != codes.InvalidArgument { // an empty request, seen by the method
+					t.Errorf("%s, which asks for no role, called with %v: %v", m.FullName(), has, got)
 				}
 			case (has < needs) != (got == codes.PermissionDenied):
 				t.Errorf("%s needs %v, called with %v: %v", m.FullName(), needs, has, got)

@@ -13,15 +13,24 @@ import (
 )
 
 // loggedTLS logs handshakes that were refused, with the reason, which the
-// client only gets as an alert. Many at once are counted, not listed.
+// client only gets as an alert.
 type loggedTLS struct {
 	credentials.TransportCredentials
-	log *slog.Logger
+	log      *slog.Logger
+	refusals *refusals
+}
 
-	once    sync.Once
-	limit   *rate.Limiter
-	mu      sync.Mutex
-	skipped int
+func (t *loggedTLS) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	conn, info, err := t.TransportCredentials.ServerHandshake(c)
+	// A port that is only knocked at is nobody who was refused.
+	if err != nil && !errors.Is(err, io.EOF) {
+		t.refusals.log(t.log, "connection refused", "from", c.RemoteAddr(), "reason", err)
+	}
+	return conn, info, err
+}
+
+func (t *loggedTLS) Clone() credentials.TransportCredentials {
+	return &loggedTLS{TransportCredentials: t.TransportCredentials.Clone(), log: t.log, refusals: t.refusals}
 }
 
 const (
@@ -29,27 +38,25 @@ const (
 	refusalsBurst = 20
 )
 
-func (t *loggedTLS) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	conn, info, err := t.TransportCredentials.ServerHandshake(c)
-	// A port that is only knocked at is nobody who was refused.
-	if err != nil && !errors.Is(err, io.EOF) {
-		t.refused(c.RemoteAddr(), err)
-	}
-	return conn, info, err
+// refusals bounds what strangers can write into the log: many at once are
+// counted, not listed.
+type refusals struct {
+	limit   *rate.Limiter
+	mu      sync.Mutex
+	skipped int
 }
 
-func (t *loggedTLS) refused(from net.Addr, err error) {
-	t.once.Do(func() { t.limit = rate.NewLimiter(rate.Every(refusalsEvery), refusalsBurst) })
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if !t.limit.Allow() {
-		t.skipped++
+func newRefusals() *refusals {
+	return &refusals{limit: rate.NewLimiter(rate.Every(refusalsEvery), refusalsBurst)}
+}
+
+func (r *refusals) log(log *slog.Logger, what string, args ...any) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.limit.Allow() {
+		r.skipped++
 		return
 	}
-	t.log.Warn("connection refused", "from", from, "reason", err, "not_logged_before", t.skipped)
-	t.skipped = 0
-}
-
-func (t *loggedTLS) Clone() credentials.TransportCredentials {
-	return &loggedTLS{TransportCredentials: t.TransportCredentials.Clone(), log: t.log}
+	log.Warn(what, append(args, "not_logged_before", r.skipped)...)
+	r.skipped = 0
 }
