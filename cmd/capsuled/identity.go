@@ -28,7 +28,7 @@ func (m *machine) identity() (*identity.Identity, error) {
 	if err != nil {
 		return nil, err
 	}
-	if m.normal() {
+	if m.normal() || m.installs {
 		err := id.OpenClaim(identity.Claiming{State: claimFile, SinceBoot: uptime, Reclaim: reclaim, Reclaimed: m.reclaimed})
 		if err != nil {
 			id.Warnings = append(id.Warnings, "nobody can claim it: "+err.Error())
@@ -49,6 +49,10 @@ func (m *machine) identity() (*identity.Identity, error) {
 }
 
 func (m *machine) loadIdentity() (id *identity.Identity, reclaim bool, err error) {
+	if m.installs {
+		id, err := m.installerIdentity()
+		return id, false, err
+	}
 	if m.normal() && m.starts > 1 {
 		if id, err := identity.Reload(identityDir); err == nil && id.Claimed() {
 			return id, false, nil

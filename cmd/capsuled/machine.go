@@ -39,6 +39,8 @@ type machine struct {
 	boot   disk.Boot
 	name   string
 	starts uint32
+	// installs: we run from a stick, with nothing but memory to write to.
+	installs bool
 
 	// id is set before anything is served.
 	id *identity.Identity
@@ -69,7 +71,8 @@ func newMachine() *machine {
 	if name, err := os.Hostname(); err == nil && name != "" {
 		m.name = name
 	}
-	if os.Getenv("CAPSULE_MODE") == "recovery" {
+	m.installs = os.Getenv("CAPSULE_MODE") == "installer"
+	if m.installs || os.Getenv("CAPSULE_MODE") == "recovery" {
 		m.reason = os.Getenv("CAPSULE_MODE_REASON")
 		if m.reason == "" {
 			m.reason = "the disk's state can't be read"
@@ -115,7 +118,7 @@ func (m *machine) Info() *capsulev1.InfoResponse {
 	virtualization := m.shown.virtualization
 	m.mu.Unlock()
 	info := &capsulev1.InfoResponse{
-		Name: m.name, Id: readWord(machineIDFile), Version: version.Version,
+		Name: m.name, Id: readWord(m.idFile()), Version: version.Version,
 		Kernel: readWord("/proc/sys/kernel/osrelease"), Architecture: runtime.GOARCH, Slot: m.boot.Slot,
 		Time: timestamppb.Now(), BootedAt: timestamppb.New(bootedAt()),
 		ClockSynchronized: clock.Now().Synced, Cpus: uint32(runtime.NumCPU()),
@@ -130,6 +133,13 @@ func (m *machine) Info() *capsulev1.InfoResponse {
 		info.PermTotal, info.PermFree = st.Blocks*uint64(st.Bsize), st.Bavail*uint64(st.Bsize)
 	}
 	return info
+}
+
+func (m *machine) idFile() string {
+	if m.installs {
+		return ramMachineIDFile
+	}
+	return machineIDFile
 }
 
 func bootedAt() time.Time {
@@ -172,7 +182,10 @@ func readWord(path string) string {
 func (m *machine) Mode() (capsulev1.Mode, string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.reason != "" {
+	switch {
+	case m.installs:
+		return capsulev1.Mode_MODE_INSTALLER, m.reason
+	case m.reason != "":
 		return capsulev1.Mode_MODE_RECOVERY, m.reason
 	}
 	return capsulev1.Mode_MODE_NORMAL, ""
@@ -205,8 +218,8 @@ func (m *machine) RestartService(name string) error {
 
 // SystemLog is where process 1 writes what its services print.
 func (m *machine) SystemLog() string {
-	if os.Getenv("CAPSULE_MODE") == "recovery" {
-		return "/run/capsule/logs/system"
+	if m.installs || os.Getenv("CAPSULE_MODE") == "recovery" {
+		return ramLogs
 	}
 	return "/perm/logs/system"
 }
@@ -239,7 +252,10 @@ func (m *machine) update(change func(*shown)) {
 		Name: m.name, Version: version.Version, Slot: m.boot.Slot, Mode: "normal",
 		Reason: m.reason, Network: m.shown.uplink.Message, Ready: m.shown.ready, Left: m.shown.left,
 	}
-	if m.reason != "" {
+	switch {
+	case m.installs:
+		s.Mode = "installer"
+	case m.reason != "":
 		s.Mode = "recovery"
 	}
 	m.showClaim(&s)

@@ -147,6 +147,9 @@ func (d *daemon) restStorage(ctx context.Context) {
 // openStore opens what was declared. What can't be read is recovery mode, with
 // the checked copy to look at.
 func (d *daemon) openStore() {
+	if d.machine.installs { // nothing is declared on a stick
+		return
+	}
 	if d.machine.normal() {
 		st, err := store.Open(storePath)
 		if err == nil {
@@ -225,6 +228,9 @@ func (d *daemon) newServer(id *identity.Identity) (*grpc.Server, error) {
 		return nil, err
 	}
 	o := server.Options{TLS: config, Identity: id, Store: d.store, Machine: d.machine, Kinds: kinds(), Log: slog.Default()}
+	if d.machine.installs {
+		o.Installer = d.newInstaller(id)
+	}
 	if d.machine.normal() {
 		book := image.NewRegistryBook(d.store.Bucket("registries"))
 		d.images = image.Open(d.client, book)
