@@ -30,7 +30,8 @@ func main() {
 func command(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("image", flag.ContinueOnError)
 	out := flags.String("out", "build", "folder for everything that is built")
-	seed := flags.String("seed", "", "PEM file that is put on the ESP as the capsule's first identity")
+	seed := flags.String("seed", "", "PEM file that is put on the ESP as the capsule's first identity: a CA, its key, and the certificates of its operators")
+	owner := flags.String("owner", "", "certificate request (capsulectl access request) of whom the image belongs to; makes a seed and a grant for it")
 	update := flags.Bool("update", false, "ask the mirrors for newer packages instead of using the versions of the last build")
 	again := flags.Bool("check-reproducible", false, "build the root a second time elsewhere and compare it with the first")
 	bundled := flags.Bool("bundle", false, "build the update bundle too")
@@ -54,6 +55,9 @@ func command(ctx context.Context, args []string) error {
 	}
 	b.update, b.mirror, b.seed = *update, *mirror, *seed
 	b.bundle, b.release, b.signWith = *bundled, *release, *key
+	if err := b.ownedBy(*owner); err != nil {
+		return err
+	}
 	if v.file != "" {
 		return b.buildVariant(v)
 	}

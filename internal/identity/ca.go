@@ -142,6 +142,15 @@ func (ca *CA) signOperator(name string, role capsulev1.Role, key crypto.PublicKe
 	return x509.ParseCertificate(der)
 }
 
+// Issue makes a certificate, PEM, for who made a request.
+func (ca *CA) Issue(r Request, role capsulev1.Role, ttl time.Duration) ([]byte, error) {
+	cert, err := ca.signOperator(r.Name, role, r.key, ttl)
+	if err != nil {
+		return nil, err
+	}
+	return encodeCert(cert), nil
+}
+
 func operatorTemplate(name string, role capsulev1.Role, ttl time.Duration) (*x509.Certificate, error) {
 	unit, ok := roleUnits[role]
 	if !ok {

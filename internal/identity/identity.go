@@ -324,6 +324,19 @@ func parseSeed(text []byte) (seed, error) {
 	return seed{ca: ca, list: l}, err
 }
 
+// CheckSeed tells whether a capsule could take its identity from this text, and
+// how many operators come with it.
+func CheckSeed(text []byte) (operators int, err error) {
+	s, err := parseSeed(text)
+	return len(s.list.Operators), err
+}
+
+// SeedLetsIn tells whether who made a request comes with this seed.
+func SeedLetsIn(text []byte, r Request) bool {
+	s, err := parseSeed(text)
+	return err == nil && s.list.find(r.id) != nil
+}
+
 // consumeSeed removes the seed of our own CA. It may still be there after a
 // power cut between writing the identity and removing the seed. Somebody else's
 // seed changes nothing and is left alone.

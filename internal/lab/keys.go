@@ -16,7 +16,8 @@ import (
 const operatorLife = 10 * 365 * 24 * time.Hour
 
 // writeKeys makes a CA for this machine alone, keeps an operator's keys of it
-// and gives the seed for the capsule. The CA's key is kept nowhere else.
+// and gives the seed for the capsule, which lets that operator in and nobody else.
+// The CA's key is kept nowhere else.
 func (m *Machine) writeKeys() ([]byte, error) {
 	ca, err := identity.NewCA("capsule lab " + m.Name)
 	if err != nil {
@@ -26,7 +27,7 @@ func (m *Machine) writeKeys() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	seed, err := ca.SeedPEM()
+	seed, err := ca.SeedPEM(pair.CertPEM)
 	if err != nil {
 		return nil, err
 	}
