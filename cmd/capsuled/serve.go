@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"capsule/internal/audit"
 	"capsule/internal/clock"
 	"capsule/internal/container"
 	"capsule/internal/identity"
@@ -41,11 +42,13 @@ import (
 const (
 	apiAddress       = ":50000"
 	storePath        = "/perm/state.db"
+	auditDir         = "/perm/audit"
 	containerdSocket = "unix:///run/containerd/containerd.sock"
 	containerdSpace  = "capsule"
 	runtimeName      = "io.containerd.runc.v2"
 	messageMax       = 16 << 20         // bytes, of containerd
 	stopMax          = 55 * time.Second // workloads at shutdown; process 1 gives 60 s
+	goodbyeMax       = 2 * time.Second  // of mDNS
 	answersMax       = 2 * time.Second  // calls that are under way at the end
 	restMax          = 10 * time.Second // the lvm command that is under way then; a kill would leave volumes suspended
 	againMin         = 200 * time.Millisecond
@@ -66,6 +69,8 @@ type daemon struct {
 	looping  chan struct{}   // closed once the loop is there
 	updates  *update.Manager // nil in recovery mode
 	network  atomic.Pointer[network.Network]
+	audit    *audit.Log // nil where none can be kept
+	found    *discovery
 	filtered chan struct{} // closed once making the network was tried
 
 	announced atomic.Bool // process 1 knows that all works
@@ -89,7 +94,7 @@ func serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	m.farewell = func() { finish(srv) }
+	m.farewell = func() { finish(srv); d.closeAudit() }
 	// Parts live until the workloads are stopped, beyond ctx.
 	life, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()
@@ -120,6 +125,8 @@ func serve(ctx context.Context) error {
 		close(d.filtered)
 	}
 	go d.uplinks(life)
+	silenced := make(chan struct{})
+	go func() { defer close(silenced); repeat(life, "discovery", d.found.Run) }()
 	go repeat(life, "clock", func(ctx context.Context) error {
 		return clock.Run(ctx, clock.Options{Servers: m.timeServers, OnSync: func() { m.update(func(*shown) {}) }})
 	})
@@ -130,7 +137,12 @@ func serve(ctx context.Context) error {
 	}
 	d.stopWorkloads(life)
 	finish(srv)
+	d.closeAudit()
 	end()
+	select {
+	case <-silenced:
+	case <-time.After(goodbyeMax):
+	}
 	d.restStorage(context.WithoutCancel(ctx))
 	return nil
 }
@@ -141,6 +153,26 @@ func (d *daemon) restStorage(ctx context.Context) {
 	defer cancel()
 	if err := lvm.Rest(ctx); err != nil {
 		slog.Error("end the care of volumes", "error", err)
+	}
+}
+
+// openAudit goes on with the record of who changed what. Without one the capsule
+// works all the same: this machine is of no use to whoever can't get in.
+func (d *daemon) openAudit() {
+	l, err := audit.Open(auditDir, slog.Default())
+	if err != nil {
+		slog.Error("no audit log is kept", "error", err)
+		return
+	}
+	d.audit = l
+}
+
+func (d *daemon) closeAudit() {
+	if d.audit == nil {
+		return
+	}
+	if err := d.audit.Close(); err != nil {
+		slog.Error("close the audit log", "error", err)
 	}
 }
 
@@ -206,6 +238,7 @@ func (d *daemon) api() (*grpc.Server, net.Listener, *pulse, error) {
 	if err != nil {
 		return nil, nil, nil, err
 	}
+	d.found = newDiscovery(d.machine, id)
 	p, err := newPulse(selfSocket, id)
 	if err != nil {
 		return nil, nil, nil, err
@@ -238,7 +271,8 @@ func (d *daemon) newServer(id *identity.Identity) (*grpc.Server, error) {
 		if d.updates, err = d.newUpdates(); err != nil {
 			return nil, err
 		}
-		o.Updates = d.updates
+		d.openAudit()
+		o.Audit, o.Updates = d.audit, d.updates
 		o.Registries, o.Images, o.Runtime, o.Volumes = book, patientImages{d.images, d}, patientRuntime{d}, patientVolumes{d.volumes, d}
 	}
 	return server.New(o)
@@ -342,6 +376,7 @@ func (d *daemon) uplinks(ctx context.Context) {
 	repeat(ctx, "uplink", func(ctx context.Context) error {
 		return uplink.Run(ctx, uplink.Options{Hostname: d.machine.name, Log: slog.Default(), OnChange: func(s uplink.State) {
 			d.machine.setUplink(s)
+			d.found.on(s)
 			d.upstreams(s)
 		}})
 	})

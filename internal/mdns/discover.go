@@ -59,21 +59,35 @@ func Discover(ctx context.Context, tell func(Found)) error {
 		defer a.close()
 		go a.receive(life, heard)
 	}
-	found := finder{}
+	found, held := finder{}, map[identity]bool{}
+	release := func() {
+		for key := range held {
+			tell(found[key].Found)
+		}
+		clear(held)
+	}
 	again := time.NewTimer(0)
 	defer again.Stop()
 	for wait := askAgain; ; {
 		select {
 		case <-ctx.Done():
+			release()
 			return nil
 		case <-again.C:
+			release()
 			for _, a := range askers {
 				a.ask()
 			}
 			again.Reset(wait)
 			wait *= 2
 		case r := <-heard:
-			if f, news := found.learn(r); news {
+			switch f, news := found.learn(r); {
+			case !news:
+			case f.Addresses[0].IsLinkLocalUnicast():
+				// A better address comes within moments, if there is one.
+				held[f.identity()] = true
+			default:
+				delete(held, f.identity())
 				tell(f)
 			}
 		}
@@ -140,7 +154,7 @@ func (f finder) learn(a answer) (Found, bool) {
 	}
 	before := have.Found
 	have.Service = a.found.Service
-	if from := a.from; (slices.Contains(a.found.Addresses, from) || from.IsLinkLocalUnicast()) && !slices.Contains(have.sources, from) {
+	if from := a.from; (slices.Contains(a.found.Addresses, from) || from.IsLinkLocalUnicast() || len(a.found.Addresses) == 0) && !slices.Contains(have.sources, from) {
 		have.sources = append(have.sources, from)
 	}
 	all := slices.Clone(have.sources)

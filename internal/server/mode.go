@@ -9,11 +9,12 @@ import (
 	capsulev1 "capsule/api/capsule/v1"
 )
 
-// recoverable methods change the machine and yet work in recovery mode.
+// recoverable methods need more than a reader and yet work in recovery mode.
 var recoverable = map[string]bool{
 	capsulev1.CapsuleService_Reboot_FullMethodName:         true,
 	capsulev1.CapsuleService_Shutdown_FullMethodName:       true,
 	capsulev1.CapsuleService_RestartService_FullMethodName: true,
+	capsulev1.CapsuleService_Audit_FullMethodName:          true, // it only reads
 }
 
 // Services that the installer has: there are no workloads, and nothing to declare.
