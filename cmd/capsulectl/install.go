@@ -1,0 +1,253 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+
+	capsulev1 "capsule/api/capsule/v1"
+	"capsule/internal/contexts"
+)
+
+// InstallOptions of "install".
+type InstallOptions struct {
+	Disk     string
+	Erase    bool
+	Yes      bool
+	DryRun   bool
+	Operator string
+}
+
+func newInstallCommand(a *app) *cobra.Command {
+	var o InstallOptions
+	cmd := &cobra.Command{
+		Use: "install NAME|HOST[:PORT]", Short: "Install a capsule on the disk of a machine that was started from a stick",
+		Long: `Installs a capsule on a disk of a machine that was started from a stick with
+Capsule's image. The machine is claimed first, with the code on its console, unless
+that was done already.
+
+All disks are shown with what is on them. The only disk that is empty is taken, or
+the one that --disk names by its serial number. A disk with anything on it is taken
+only with --disk and --erase together. Nothing is written before you agree.
+
+All that is written is read back. What is cut, by Ctrl-C or the power, leaves a disk
+that boots nothing, and is begun again by the same command. The capsule has the name
+and the keys of the stick's system: the context that was made goes on.`,
+		Example: `  capsulectl install capsule-a3f2
+  capsulectl install capsule-a3f2 --disk S5Y2NX0R123456 --erase
+  capsulectl install 192.168.1.20 --dry-run`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error { return runInstall(cmd.Context(), a, o, args[0]) },
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&o.Disk, "disk", "", "serial number, or worldwide name, of the disk (default the only empty one)")
+	flags.BoolVar(&o.Erase, "erase", false, "take the disk that --disk names although something is on it")
+	flags.BoolVar(&o.Yes, "yes", false, "don't ask before the disk is written")
+	flags.BoolVar(&o.DryRun, "dry-run", false, "show the disks and what would be erased, and write nothing")
+	flags.StringVar(&o.Operator, "operator", "", "your name, where the machine is claimed by this (default that of this machine's user)")
+	return cmd
+}
+
+func runInstall(ctx context.Context, a *app, o InstallOptions, target string) error {
+	if err := a.owner(ctx, o, target); err != nil {
+		return err
+	}
+	disks, err := call(ctx, a, func(ctx context.Context, c *client) (*capsulev1.ListDisksResponse, error) {
+		return c.installs().ListDisks(ctx, &capsulev1.ListDisksRequest{})
+	})
+	if err != nil {
+		return notInstaller(err, target)
+	}
+	if err := a.ui.show(a.output, disksView(disks.GetDisks())); err != nil {
+		return err
+	}
+	plan, err := call(ctx, a, func(ctx context.Context, c *client) (*capsulev1.PlanInstallResponse, error) {
+		return c.installs().PlanInstall(ctx, &capsulev1.PlanInstallRequest{Disk: o.Disk, Erase: o.Erase})
+	})
+	if err != nil {
+		return err
+	}
+	tellPlan(a, plan)
+	if o.DryRun {
+		a.ui.note("nothing was written")
+		return nil
+	}
+	if err := agree(a, o, plan.GetDisk()); err != nil {
+		return err
+	}
+	if err := install(ctx, a, o, plan); err != nil {
+		return err
+	}
+	a.ui.printf("installed on disk %s, and verified\n", diskID(plan.GetDisk()))
+	a.ui.note("pull the stick, then switch the machine off and on: it comes up as %s", a.client.context.Name)
+	return nil
+}
+
+// owner makes sure that the machine is ours: by the context of that name, else by
+// claiming it.
+func (a *app) owner(ctx context.Context, o InstallOptions, target string) error {
+	store, err := contexts.Open("")
+	if err != nil {
+		return err
+	}
+	a.capsule = target
+	if _, err := store.Get(target); err == nil {
+		return nil
+	} else if !errdefs.IsNotFound(err) && !errdefs.IsInvalidArgument(err) {
+		return err
+	}
+	if name, err := contextAt(store, target); err != nil || name != "" {
+		a.capsule = name
+		return err
+	}
+	c, err := a.claim(ctx, ClaimOptions{Operator: o.Operator}, target)
+	a.capsule = c.Name
+	return err
+}
+
+// contextAt is the name of the context with this address, which an install before
+// this one may have left; "" when there's none.
+func contextAt(store *contexts.Store, host string) (string, error) {
+	names, err := store.List()
+	if err != nil {
+		return "", err
+	}
+	for _, name := range names {
+		c, err := store.Get(name)
+		if err == nil && (c.Host == host || strings.TrimSuffix(c.Host, fmt.Sprintf(":%d", contexts.Port)) == host) {
+			return name, nil
+		}
+	}
+	return "", nil
+}
+
+func (c *client) installs() capsulev1.InstallServiceClient {
+	return capsulev1.NewInstallServiceClient(c.conn)
+}
+
+// notInstaller tells what to do with a machine that runs a capsule.
+func notInstaller(err error, target string) error {
+	if s, ok := fromGRPC(err); ok && s.Code() == codes.FailedPrecondition {
+		return &failure{exitFailed, errors.New(s.Message()), fmt.Sprintf("start the machine from a stick; %q may be the name of another one, see \"capsulectl discover\"", target)}
+	}
+	return err
+}
+
+func diskID(d *capsulev1.Disk) string {
+	if d.GetSerial() != "" {
+		return d.GetSerial()
+	}
+	return d.GetWwn()
+}
+
+// disksView lists disks by what they are named by.
+func disksView(disks []*capsulev1.Disk) view {
+	v := view{columns: []string{"SERIAL", "NAME", "MODEL", "SIZE", "HOLDS", "NOTE"}, empty: "the machine has no disks"}
+	for _, d := range disks {
+		note := d.GetUnfit()
+		if note == "" && d.GetRemovable() {
+			note = "can be pulled out"
+		}
+		v.names, v.values = append(v.names, diskID(d)), append(v.values, d)
+		v.rows = append(v.rows, []string{diskID(d), d.GetName(), d.GetModel(), size(int64(d.GetBytes())), holds(d), note})
+	}
+	return v
+}
+
+// holds sums up what is on a disk: its table or file system, and how many parts.
+func holds(d *capsulev1.Disk) string {
+	contents := d.GetContents()
+	switch len(contents) {
+	case 0:
+		return "nothing"
+	case 1:
+		return contentText(contents[0])
+	case 2:
+		return contentText(contents[0]) + ", 1 partition"
+	}
+	return fmt.Sprintf("%s, %d partitions", contentText(contents[0]), len(contents)-1)
+}
+
+func contentText(c *capsulev1.DiskContent) string {
+	text := c.GetKind()
+	if c.GetLabel() != "" {
+		text += fmt.Sprintf(" %q", c.GetLabel())
+	}
+	return text
+}
+
+// tellPlan says exactly what is lost.
+func tellPlan(a *app, plan *capsulev1.PlanInstallResponse) {
+	d := plan.GetDisk()
+	a.ui.note("Capsule %s is installed on disk %s (%s, %s, now %s)", plan.GetVersion(), diskID(d), d.GetModel(), size(int64(d.GetBytes())), d.GetName())
+	if len(d.GetContents()) == 0 {
+		a.ui.note("it is empty: nothing is lost")
+		return
+	}
+	a.ui.note("%s", a.ui.paint(red, "all that is on it is lost:"))
+	for _, c := range d.GetContents() {
+		where := c.GetWhere()
+		if where == "" {
+			where = "the whole disk"
+		}
+		a.ui.note("  %s: %s, %s", where, contentText(c), size(int64(c.GetBytes())))
+	}
+}
+
+// answerMax bounds what is typed, bytes.
+const answerMax = 1024
+
+// agree asks. What is lost must be named once more.
+func agree(a *app, o InstallOptions, d *capsulev1.Disk) error {
+	if o.Yes {
+		return nil
+	}
+	if !a.ui.inTTY {
+		return &failure{exitUsage, errors.New("nobody is here to agree, and nothing was written"), "--yes agrees beforehand"}
+	}
+	want := "yes"
+	if len(d.GetContents()) > 0 {
+		want = diskID(d)
+	}
+	a.ui.prompt(fmt.Sprintf("Type %q to go on: ", want))
+	line, err := bufio.NewReader(io.LimitReader(a.ui.in, answerMax)).ReadString('\n')
+	if err != nil && line == "" || !strings.EqualFold(strings.TrimSpace(line), want) {
+		return &failure{exitFailed, errors.New("not agreed to; nothing was written"), ""}
+	}
+	return nil
+}
+
+func install(ctx context.Context, a *app, o InstallOptions, plan *capsulev1.PlanInstallResponse) error {
+	progress := &meter{line: statusLine{ui: a.ui}}
+	defer progress.end()
+	req := &capsulev1.InstallRequest{Disk: diskID(plan.GetDisk()), Erase: o.Erase, Digest: plan.GetDigest()}
+	stream, err := a.client.installs().Install(ctx, req)
+	if err != nil {
+		return err
+	}
+	for {
+		resp, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return cutInstall(err)
+		}
+		progress.set(resp.GetStep(), int64(resp.GetDone()), int64(resp.GetTotal()), "")
+	}
+}
+
+// cutInstall tells what is left when the connection breaks.
+func cutInstall(err error) error {
+	if s, ok := fromGRPC(err); ok && s.Code() == codes.Unavailable {
+		return &failure{exitFailed, fmt.Errorf("the installation was cut: %s", cause(s.Message())), "the disk boots nothing now; run the same command again"}
+	}
+	return err
+}
