@@ -1,0 +1,351 @@
+package identity
+
+import (
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	capsulev1 "capsule/api/capsule/v1"
+)
+
+const (
+	reader = capsulev1.Role_ROLE_READER
+	admin  = capsulev1.Role_ROLE_ADMIN
+)
+
+// seededWith has these operators let in, and nobody else.
+func seededWith(t *testing.T, ca *CA, pairs ...Pair) (id *Identity, dir, seed string) {
+	t.Helper()
+	root := t.TempDir()
+	dir, seed = filepath.Join(root, "identity"), filepath.Join(root, "seed.pem")
+	var certs [][]byte
+	for _, pair := range pairs {
+		certs = append(certs, pair.CertPEM)
+	}
+	text, err := ca.SeedPEM(certs...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(seed, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if id, err = Load(dir, seed); err != nil {
+		t.Fatal(err)
+	}
+	return id, dir, seed
+}
+
+func certOf(t *testing.T, pair Pair) *x509.Certificate {
+	t.Helper()
+	cert, err := ParseCert(pair.CertPEM)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert
+}
+
+func TestSeededOperators(t *testing.T) {
+	ca := newCA(t)
+	ann := operator(t, ca, admin, time.Hour)
+	id, dir, seed := seededWith(t, ca, ann, operator(t, ca, reader, time.Hour))
+	if _, server := connect(t, id, ca, ann); server != nil {
+		t.Errorf("a seeded operator: %v", server)
+	}
+	// Signed by the CA, but by somebody who kept its key.
+	if _, server := connect(t, id, ca, operator(t, ca, admin, time.Hour)); server == nil || !strings.Contains(server.Error(), "never granted") {
+		t.Errorf("a certificate that is not in the list: %v", server)
+	}
+	text, err := id.SeedPEM()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := CheckSeed(text); n != 2 || err != nil {
+		t.Errorf("its own seed: %d operators, %v", n, err)
+	}
+	again, err := Load(dir, seed)
+	if err != nil || len(again.List()) != 2 {
+		t.Errorf("loaded again: %+v, %v", again.List(), err)
+	}
+}
+
+func TestSeedRefuses(t *testing.T) {
+	ca := newCA(t)
+	server, err := ca.IssueServer("capsule")
+	if err != nil {
+		t.Fatal(err)
+	}
+	roleless, err := ca.issue(&x509.Certificate{Subject: pkix.Name{CommonName: "ann"}, NotAfter: now().Add(time.Hour), ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, pair := range map[string]Pair{
+		"of another CA": operator(t, newCA(t), admin, time.Hour),
+		"server's":      server,
+		"without role":  roleless,
+	} {
+		text, err := ca.SeedPEM(pair.CertPEM)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := CheckSeed(text); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
+// A capsule whose first version kept no list lets in whom it let in before.
+func TestAdoption(t *testing.T) {
+	ca := newCA(t)
+	id, dir, seed := seeded(t, ca)
+	ann, ben := operator(t, ca, admin, time.Hour), operator(t, ca, admin, time.Hour)
+	for _, pair := range []Pair{ann, ben} {
+		if _, server := connect(t, id, ca, pair); server != nil {
+			t.Fatal(server)
+		}
+	}
+	id, err := Load(dir, seed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if all := id.List(); len(all) != 2 || all[0].GrantedBy != byAdopted {
+		t.Errorf("adopted: %+v", all)
+	}
+	if _, err := id.Revoke("", KeyFingerprint(certOf(t, ben))[:14]); err != nil {
+		t.Fatal(err)
+	}
+	if id, err = Load(dir, seed); err != nil {
+		t.Fatal(err)
+	}
+	if _, server := connect(t, id, ca, ben); server == nil || !strings.Contains(server.Error(), "revoked") {
+		t.Errorf("a revoked certificate is adopted again: %v", server)
+	}
+	for _, pair := range []Pair{ann, operator(t, ca, reader, time.Hour)} {
+		if _, server := connect(t, id, ca, pair); server != nil {
+			t.Errorf("others after that: %v", server)
+		}
+	}
+}
+
+// A renewed key is not adopted again either.
+func TestAdoptedAndRenewed(t *testing.T) {
+	ca := newCA(t)
+	id, _, _ := seeded(t, ca)
+	old := certOf(t, operator(t, ca, reader, time.Hour))
+	if _, err := id.Admit(old); err != nil {
+		t.Fatal(err)
+	}
+	r, err := ParseRequest(request(t, "x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	renewed, err := id.Renew(old, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := id.Admit(renewed); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := id.Admit(old); !errdefs.IsUnauthorized(err) {
+		t.Errorf("the old one: %v", err)
+	}
+}
+
+func TestAdmit(t *testing.T) {
+	ca := newCA(t)
+	ann := operator(t, ca, reader, time.Hour)
+	id, _, _ := seededWith(t, ca, ann)
+	cert := certOf(t, ann)
+	if role, err := id.Admit(cert); role != reader || err != nil {
+		t.Errorf("%v, %v", role, err)
+	}
+	// Each call asks: a connection outlasts its certificate.
+	if _, err := id.admitAt(cert, cert.NotAfter.Add(time.Second)); err == nil ||
+		!strings.Contains(err.Error(), cert.NotAfter.Format(time.DateOnly)) || !strings.Contains(err.Error(), "capsule/reclaim") {
+		t.Errorf("expired: %v", err)
+	}
+	// Not valid yet, by this clock: made before now all the same.
+	if _, err := id.admitAt(cert, time.Unix(0, 0)); err != nil {
+		t.Errorf("in 1970: %v", err)
+	}
+	// The CA's own signature under another role for the same key.
+	key, err := x509.ParsePKIXPublicKey(cert.RawSubjectPublicKeyInfo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	risen, err := ca.signOperator("ann", admin, key, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := id.Admit(risen); err == nil || !strings.Contains(err.Error(), `let in as "reader"`) {
+		t.Errorf("another role than granted: %v", err)
+	}
+}
+
+func TestRevoke(t *testing.T) {
+	ca := newCA(t)
+	pairs := []Pair{operator(t, ca, admin, time.Hour), operator(t, ca, admin, time.Hour), operator(t, ca, reader, time.Hour)}
+	id, dir, seed := seededWith(t, ca, pairs...)
+	first, second := certOf(t, pairs[0]), certOf(t, pairs[1])
+	cut := make(chan struct{})
+	id.WhenRevoked(second, func() { close(cut) })
+	defer id.WhenRevoked(first, func() { t.Error("the wrong one is cut") })()
+	for name, c := range map[string]struct {
+		name, key string
+		want      func(error) bool
+	}{
+		"nothing":        {"", "", errdefs.IsInvalidArgument},
+		"unknown":        {"eve", "", errdefs.IsNotFound},
+		"unknown key":    {"", "zz", errdefs.IsNotFound},
+		"all of them":    {"anna", "", errdefs.IsFailedPrecondition},
+		"another's name": {"eve", KeyFingerprint(second), errdefs.IsNotFound},
+	} {
+		if _, err := id.Revoke(c.name, c.key); !c.want(err) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if gone, err := id.Revoke("anna", strings.ToUpper(KeyFingerprint(second))); err != nil || len(gone) != 1 || gone[0].Key != KeyID(second) {
+		t.Fatalf("%+v, %v", gone, err)
+	}
+	<-cut
+	if _, err := id.Revoke("", KeyID(first)); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "nobody else is an admin") {
+		t.Errorf("the last admin: %v", err)
+	}
+	again, err := Load(dir, seed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if slices.ContainsFunc(again.List(), func(o Operator) bool { return o.Key == KeyID(second) }) || len(again.List()) != 2 {
+		t.Errorf("after a restart: %+v", again.List())
+	}
+}
+
+// An admin whose certificate has expired can't undo anything: it counts for none.
+func TestExpiredAdminIsNoAdmin(t *testing.T) {
+	ca := newCA(t)
+	ann := operator(t, ca, admin, time.Hour)
+	id, _, _ := seededWith(t, ca, ann, operator(t, ca, admin, -time.Hour))
+	if _, err := id.Revoke("", KeyFingerprint(certOf(t, ann))); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestListIsBounded(t *testing.T) {
+	ca := newCA(t)
+	id, _, _ := seededWith(t, ca, operator(t, ca, admin, time.Hour))
+	for len(id.list.Operators) < operatorsMax {
+		id.list.Operators = append(id.list.Operators, Operator{Key: "x", Role: "reader"})
+	}
+	r, err := ParseRequest(request(t, "ben"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := id.Grant("ann", "", reader, r, 0); !errdefs.IsResourceExhausted(err) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// What can't be written is not in force.
+func TestGrantIsDurableFirst(t *testing.T) {
+	ca := newCA(t)
+	id, _, _ := seededWith(t, ca, operator(t, ca, admin, time.Hour))
+	id.write = (&cutAt{1, false}).write
+	r, err := ParseRequest(request(t, "ben"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := id.Grant("ann", "", reader, r, 0); err == nil || len(id.List()) != 1 {
+		t.Errorf("let in: %+v, %v", id.List(), err)
+	}
+}
+
+// A list that was there and is gone is damage: nobody is adopted for it, and in
+// recovery mode those on the ESP's copy are let in, and nobody else.
+func TestLostList(t *testing.T) {
+	for name, damage := range map[string]func(string) error{
+		"gone":    os.Remove,
+		"garbage": func(path string) error { return os.WriteFile(path, []byte("{"), 0o600) },
+		"no key":  func(path string) error { return os.WriteFile(path, []byte(`{"operators":[{"name":"x"}]}`), 0o600) },
+	} {
+		ca := newCA(t)
+		ann := operator(t, ca, admin, time.Hour)
+		_, dir, seed := seededWith(t, ca, ann)
+		if err := damage(filepath.Join(dir, operatorsFile)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Load(dir, seed); !errdefs.IsDataLoss(err) {
+			t.Errorf("%s: %v", name, err)
+		}
+		id, err := LoadReadOnly(dir, seed)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, server := connect(t, id, ca, ann); server != nil {
+			t.Errorf("%s: an operator in recovery: %v", name, server)
+		}
+		if _, server := connect(t, id, ca, operator(t, ca, admin, time.Hour)); server == nil {
+			t.Errorf("%s: a stranger in recovery", name)
+		}
+	}
+}
+
+// The copy on the ESP follows the list.
+func TestRecoveryFollowsTheList(t *testing.T) {
+	ca := newCA(t)
+	ann, ben := operator(t, ca, admin, time.Hour), operator(t, ca, reader, time.Hour)
+	id, dir, seed := seededWith(t, ca, ann, ben)
+	changes := make(chan struct{}, 8)
+	id.OnChange(func() { changes <- struct{}{} })
+	if _, err := id.Revoke("", KeyFingerprint(certOf(t, ben))); err != nil {
+		t.Fatal(err)
+	}
+	<-changes
+	if err := id.SaveRecovery(seed); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	copied, err := LoadReadOnly(dir, seed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := copied.Admit(certOf(t, ann)); err != nil {
+		t.Error(err)
+	}
+	if _, err := copied.Admit(certOf(t, ben)); err == nil {
+		t.Error("a revoked operator is in the copy")
+	}
+}
+
+// The capsule's calls to itself need no list, and only work in this process.
+func TestOwn(t *testing.T) {
+	root := t.TempDir()
+	id, err := Load(filepath.Join(root, "identity"), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, err := id.Own()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if role, err := id.Admit(own.Leaf); role != reader || err != nil {
+		t.Errorf("%v, %v", role, err)
+	}
+	again, err := Reload(filepath.Join(root, "identity"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := again.Admit(own.Leaf); err == nil {
+		t.Error("let in by another process")
+	}
+	if len(id.List()) != 0 || id.Claimed() {
+		t.Error("it is in the list")
+	}
+}
