@@ -90,6 +90,14 @@ func (id *Identity) OpenClaim(c Claiming) error {
 	return nil
 }
 
+// after is what is to be done once somebody has claimed; nil for nothing.
+func (w *window) after() func() error {
+	if !w.Reclaim {
+		return nil
+	}
+	return w.Reclaimed
+}
+
 func readState(path string) (claimState, error) {
 	var kept claimState
 	data, err := readFile(path, fileMax)
@@ -199,7 +207,7 @@ func (id *Identity) claim(r Request, export, csr, proof []byte) (*x509.Certifica
 		return nil, nil, nil, err
 	}
 	cert, err := id.enter(r)
-	return cert, id.window.key, id.window.Reclaimed, err
+	return cert, id.window.key, id.window.after(), err
 }
 
 // claimedBefore gives the certificate once more. id.mu is held.

@@ -280,7 +280,7 @@ func claimAndTell(t *testing.T, root string) {
 // and those there were stay.
 func TestReclaim(t *testing.T) {
 	root := t.TempDir()
-	id := boot(t, root, Claiming{})
+	id := boot(t, root, Claiming{Reclaimed: func() error { t.Error("nothing is there to be removed"); return nil }})
 	ann, err := tryClaim(t, id, id.Offer().Code, request(t, "ann"))
 	if err != nil {
 		t.Fatal(err)
