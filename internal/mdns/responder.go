@@ -97,7 +97,7 @@ func (r *Responder) serve(ctx context.Context, socks *sockets) error {
 	end()
 	socks.close()
 	if err == nil {
-		<-broken
+		_ = <-broken // closed by us
 	}
 	return err
 }

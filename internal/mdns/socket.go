@@ -112,7 +112,7 @@ func (s *sockets) receive(ctx context.Context, out chan<- packet) error {
 	err := <-broken
 	s.close()
 	for range running - 1 {
-		<-broken
+		_ = <-broken // closed by us
 	}
 	return err
 }

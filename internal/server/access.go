@@ -40,6 +40,7 @@ func (s *access) Claim(ctx context.Context, req *capsulev1.ClaimRequest) (*capsu
 		s.refusals.log(s.Log, "claim refused", "from", from, "reason", err)
 		return nil, err
 	}
+	about(ctx, "operator/"+cert.Subject.CommonName)
 	s.Log.Info("claimed", "operator", cert.Subject.CommonName, "key", identity.KeyFingerprint(cert), "from", from)
 	ca, err := identity.ParseCert(s.Identity.CACertPEM())
 	if err != nil {
@@ -86,6 +87,7 @@ func (s *access) GrantOperator(ctx context.Context, req *capsulev1.GrantOperator
 	if err != nil {
 		return nil, err
 	}
+	about(ctx, "operator/"+cert.Subject.CommonName)
 	s.Log.Info("operator granted", "operator", cert.Subject.CommonName, "role", identity.RoleName(req.GetRole()), "key", identity.KeyFingerprint(cert), "by", caller.Subject.CommonName)
 	return &capsulev1.GrantOperatorResponse{Ca: ca.Raw, Certificate: cert.Raw}, nil
 }
@@ -120,6 +122,7 @@ func (s *access) RenewCertificate(ctx context.Context, req *capsulev1.RenewCerti
 	if err != nil {
 		return nil, err
 	}
+	about(ctx, "operator/"+cert.Subject.CommonName)
 	s.Log.Info("certificate renewed", "operator", cert.Subject.CommonName, "key", identity.KeyFingerprint(cert), "not_after", cert.NotAfter)
 	return &capsulev1.RenewCertificateResponse{Certificate: cert.Raw}, nil
 }

@@ -160,6 +160,8 @@ func (e *entry) end(err error) {
 		r.Message = s.Message()
 	}
 	switch {
+	case e.nobody && s.Code() == codes.InvalidArgument:
+		// Asked for nothing: a claim begins so, to learn of its connection.
 	case e.refused(s.Code()):
 		e.auditor.log.Refused(r)
 	case e.changes:

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -57,6 +58,9 @@ func TestAuditOfEachMethod(t *testing.T) {
 			list := recorded(t, l)
 			news := list[before:]
 			before = len(list)
+			if needs == capsulev1.Role_ROLE_NOBODY {
+				return // TestAuditOfAccess
+			}
 			want := code == codes.PermissionDenied || needs > capsulev1.Role_ROLE_READER || m.Name() == "RenewCertificate"
 			switch {
 			case !want && len(news) > 0:
@@ -133,6 +137,47 @@ func TestAudit(t *testing.T) {
 		if strings.Contains(string(data), "hush") {
 			t.Errorf("%s holds a secret: %s", f, data)
 		}
+	}
+}
+
+// Who came in, and how: also whose name the request does not hold as such.
+func TestAuditOfAccess(t *testing.T) {
+	dir := t.TempDir()
+	l, err := audit.Open(filepath.Join(dir, "audit"), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	b := boxOf(t, dir, func(o *Options) { o.Audit = l })
+	b.open(t, dir, false)
+	ctx, ann, ben := limit(t), newClaimer(t, "ann"), newClaimer(t, "ben")
+	if _, _, err := ben.claim(ctx, b.address, "00000-00000-00000-00000"); err == nil {
+		t.Fatal("claimed without the code")
+	}
+	answer, _, err := ann.claim(ctx, b.address, b.code())
+	if err != nil {
+		t.Fatal(err)
+	}
+	as := capsulev1.NewAccessServiceClient(ann.with(t, b.address, answer.GetCertificate()))
+	if _, err := as.GrantOperator(ctx, &capsulev1.GrantOperatorRequest{Role: capsulev1.Role_ROLE_READER, Csr: ben.csr}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := as.RenewCertificate(ctx, &capsulev1.RenewCertificateRequest{Csr: newClaimer(t, "ann").csr}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := as.RevokeOperator(ctx, &capsulev1.RevokeOperatorRequest{Name: "ben"}); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, r := range recorded(t, l) {
+		got = append(got, strings.Join([]string{r.Operator, strings.TrimPrefix(r.Method, "AccessService/"), r.Object, r.Code}, " "))
+	}
+	want := []string{
+		"nobody Claim  PermissionDenied", "nobody Claim operator/ann OK", "ann GrantOperator operator/ben OK",
+		"ann RenewCertificate operator/ann OK", "ann RevokeOperator operator/ben OK",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
 	}
 }
 
