@@ -21,6 +21,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	capsulev1 "capsule/api/capsule/v1"
+	"capsule/internal/audit"
 	"capsule/internal/contexts"
 	"capsule/internal/filecopy"
 	"capsule/internal/identity"
@@ -37,7 +38,8 @@ import (
 // processes, and images are names.
 type testCapsule struct {
 	dir     string
-	ca      *identity.CA
+	ca      *identity.CA // nil of one that made its own
+	id      *identity.Identity
 	address string
 }
 
@@ -57,24 +59,43 @@ func startCapsule(dir string, updates server.Updates, defers func(func())) (*tes
 	if err := os.WriteFile(seedPath, seed, 0o600); err != nil {
 		return nil, err
 	}
-	id, err := identity.Load(filepath.Join(dir, "identity"), seedPath)
+	if c.id, err = identity.Load(filepath.Join(dir, "identity"), seedPath); err != nil {
+		return nil, err
+	}
+	return c, c.serve(updates, defers)
+}
+
+// startUnclaimed starts one that nobody owns yet, in its first minute.
+func startUnclaimed(dir string, defers func(func())) (*testCapsule, error) {
+	id, err := identity.Load(filepath.Join(dir, "identity"), filepath.Join(dir, "seed.pem"))
 	if err != nil {
 		return nil, err
 	}
-	config, err := id.ServerTLS("capsule-test")
+	c := &testCapsule{dir: dir, id: id}
+	err = id.OpenClaim(identity.Claiming{State: filepath.Join(dir, "claim.json"), SinceBoot: func() time.Duration { return time.Minute }})
 	if err != nil {
 		return nil, err
+	}
+	return c, c.serve(nil, defers)
+}
+
+// serve runs the capsule until the test ends.
+func (c *testCapsule) serve(updates server.Updates, defers func(func())) error {
+	dir := c.dir
+	config, err := c.id.ServerTLS("capsule-test")
+	if err != nil {
+		return err
 	}
 	st, err := store.Open(filepath.Join(dir, "state.db"))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	logDir := func(name string) string { return filepath.Join(dir, "logs", name) }
 	images := &nameImages{names: map[string]bool{"web:1": true}}
 	driver := &processDriver{root: filepath.Join(dir, "root"), all: map[workload.ID]*process{}, ended: make(chan string, 100)}
 	volumes, err := newFolderVolumes(filepath.Join(dir, "volumes"), st)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	loop := workload.NewLoop(workload.LoopOptions{
 		Store: st, Images: images, Network: noNetwork{}, Volumes: volumes, Drivers: map[string]workload.Driver{"Container": driver},
@@ -84,16 +105,20 @@ func startCapsule(dir string, updates server.Updates, defers func(func())) (*tes
 	if updates == nil {
 		updates = newTestUpdates("v1.2.3", "v1.2.2")
 	}
+	auditLog, err := audit.Open(filepath.Join(dir, "audit"), slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
 	srv, err := server.New(server.Options{
-		TLS: config, Identity: id, Store: st, Images: images, Volumes: volumes, Updates: updates, Version: "v1.2.3", Registries: image.NewRegistryBook(st.Bucket("registries")), Runtime: loop,
+		TLS: config, Identity: c.id, Audit: auditLog, Store: st, Images: images, Volumes: volumes, Updates: updates, Version: "v1.2.3", Registries: image.NewRegistryBook(st.Bucket("registries")), Runtime: loop,
 		Kinds: []string{"Container"}, Machine: testMachine{dir}, LogDir: logDir, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		return nil, err
+		return err
 	}
 	c.address = listener.Addr().String()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -106,14 +131,19 @@ func startCapsule(dir string, updates server.Updates, defers func(func())) (*tes
 		cancel()
 		parts.Wait()
 		driver.killAll()
-		st.Close() //nolint:errcheck // of a test
+		st.Close()       //nolint:errcheck // of a test
+		auditLog.Close() //nolint:errcheck // as above
 	})
-	return c, os.MkdirAll(driver.root, 0o755)
+	return os.MkdirAll(driver.root, 0o755)
 }
 
 // save writes a context with a certificate of the given role.
 func (c *testCapsule) save(dir, name string, role capsulev1.Role) error {
-	pair, err := c.ca.IssueOperator("anna", role, time.Hour)
+	return c.saveFor(dir, name, role, 365*24*time.Hour)
+}
+
+func (c *testCapsule) saveFor(dir, name string, role capsulev1.Role, life time.Duration) error {
+	pair, err := c.ca.IssueOperator("anna", role, life)
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -85,16 +86,14 @@ func (a *app) claim(ctx context.Context, o ClaimOptions, target string) (context
 	if err != nil {
 		return contexts.Context{}, err
 	}
-	known, err := probe(ctx, host)
+	if err := probe(ctx, host); err != nil {
+		return contexts.Context{}, err
+	}
+	key, err := store.Await(fmt.Sprintf("%s%.16x", claimKeys, sha256.Sum256([]byte(target))))
 	if err != nil {
 		return contexts.Context{}, err
 	}
-	// By the capsule's CA and not by its address, which may change in between.
-	key, err := store.Await("claim-" + known)
-	if err != nil {
-		return contexts.Context{}, err
-	}
-	cl := &claimer{app: a, host: host, operator: o.Operator, key: key}
+	cl := &claimer{app: a, store: store, host: host, operator: o.Operator, key: key}
 	won, err := cl.ask(ctx, bufio.NewReaderSize(a.ui.in, codeLineMax))
 	if err != nil {
 		return contexts.Context{}, err
@@ -123,9 +122,13 @@ func thisUser() string {
 	return name
 }
 
+// claimKeys is what the names of keys begin with that wait for a claim's answer.
+const claimKeys = "claim-"
+
 // claimer is one claim of one capsule.
 type claimer struct {
 	app      *app
+	store    *contexts.Store
 	host     string
 	operator string
 	key      contexts.Pending
@@ -182,13 +185,37 @@ func (a *app) readCode(in *bufio.Reader) (claim.Code, error) {
 	return code, nil
 }
 
-// claim proves the code. An answer that got lost is asked for again, with the
-// same key.
+// claim proves the code. A capsule that is claimed already may be so by a key of
+// ours: its answer got lost, and it had another name or address then.
 func (cl *claimer) claim(ctx context.Context, code claim.Code) (*won, error) {
+	w, err := cl.insist(ctx, code)
+	if grpcstatus.Code(err) != codes.AlreadyExists {
+		return w, cl.explain(err)
+	}
+	waiting, listErr := cl.store.PendingKeys()
+	if listErr != nil {
+		return nil, listErr
+	}
+	mine := cl.key
+	for _, key := range waiting {
+		if !strings.HasPrefix(key.ID, claimKeys) || key.ID == mine.ID {
+			continue
+		}
+		cl.key = key
+		if w, err := cl.insist(ctx, code); err == nil {
+			return w, cl.store.Settle(mine)
+		}
+	}
+	cl.key = mine
+	return nil, cl.explain(err)
+}
+
+// insist asks again, with the same key, for an answer that got lost.
+func (cl *claimer) insist(ctx context.Context, code claim.Code) (*won, error) {
 	for try := 1; ; try++ {
 		w, err := cl.once(ctx, code)
 		if try == claimTries || grpcstatus.Code(err) != codes.Unavailable || ctx.Err() != nil {
-			return w, cl.explain(err)
+			return w, err
 		}
 		pause(ctx, claimAgain)
 	}
@@ -266,6 +293,8 @@ func (cl *claimer) explain(err error) error {
 		return &failure{exitRefused, fmt.Errorf("capsule at %s: %w; nothing was believed or saved", cl.host, err), "somebody may be in between: try it on another network, or by a cable to the capsule"}
 	}
 	switch s.Code() {
+	case codes.AlreadyExists:
+		return claimedAlready(cl.host)
 	case codes.PermissionDenied:
 		return wrongCode{s.Message()}
 	case codes.Unavailable, codes.DeadlineExceeded:
@@ -282,7 +311,7 @@ func (w *won) save(store *contexts.Store, name string) (contexts.Context, error)
 	if err != nil {
 		return contexts.Context{}, err
 	}
-	c := contexts.Context{Host: w.claimer.host, CA: certPEM(w.ca), Certificate: certPEM(w.certificate), Key: key}
+	c := contexts.Context{Host: w.claimer.host, CA: certPEM(w.ca), Certificate: certPEM(w.certificate), Key: key, Issued: time.Now().UTC().Truncate(time.Second)}
 	if name == "" {
 		name = w.name
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
@@ -119,30 +118,32 @@ func within(cert *x509.Certificate) time.Time {
 	return now
 }
 
-// probe tells whether a capsule takes claims at all, before anybody types a code,
-// and what it is known by until then: its CA's key, as its certificate names it.
-func probe(ctx context.Context, host string) (string, error) {
+// probe tells whether a capsule takes claims at all, before anybody types a code.
+func probe(ctx context.Context, host string) error {
 	conn, err := handshake(ctx, host)
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer conn.Close() //nolint:errcheck // nothing was asked
 	if err := conn.SetReadDeadline(time.Now().Add(connectMax)); err != nil {
-		return "", err
+		return err
 	}
 	// The server speaks first, or refuses first whoever has no certificate.
 	if _, err := conn.Read(make([]byte, 1)); err != nil {
 		if strings.Contains(err.Error(), "remote error: tls:") {
-			return "", &failure{exitRefused, fmt.Errorf("capsule at %s is claimed already", host), "have one of its admins let you in (\"capsulectl access request --help\"); if there is none any more, docs/security.md tells how its owner gets in again"}
+			return claimedAlready(host)
 		}
-		return "", noAnswer(host, err)
+		return noAnswer(host, err)
 	}
-	leaf := conn.ConnectionState().PeerCertificates[0]
-	if len(leaf.AuthorityKeyId) == 0 || len(leaf.AuthorityKeyId) > 26 {
-		return "", &failure{exitFailed, fmt.Errorf("what answers at %s is no capsule", host), "\"capsulectl discover\" shows the capsules of this network"}
-	}
-	return hex.EncodeToString(leaf.AuthorityKeyId), nil
+	return nil
 }
+
+func claimedAlready(host string) error {
+	return &failure{exitRefused, fmt.Errorf("capsule at %s is claimed already", host), accessHint}
+}
+
+// accessHint is the way in for somebody who has no certificate that is good.
+const accessHint = "have an admin let you in (\"capsulectl access request --help\"); if there is none any more, docs/security.md tells how its owner gets in again"
 
 // claimHost is where the capsule is that somebody wants to claim: an address as it
 // is, a name by asking the network.

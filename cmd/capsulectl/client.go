@@ -22,8 +22,12 @@ const workMax = 5 * time.Minute
 
 // client is a connection to one capsule.
 type client struct {
-	context   contexts.Context
+	context contexts.Context
+	// saved is the context's name, "" when only its keys are used, elsewhere.
+	saved     string
+	seek      *seeker
 	conn      *grpc.ClientConn
+	access    capsulev1.AccessServiceClient
 	objects   capsulev1.ObjectServiceClient
 	workloads capsulev1.WorkloadServiceClient
 	images    capsulev1.ImageServiceClient
@@ -52,15 +56,21 @@ func (a *app) dial() (*client, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn, err := c.Dial(a.heeding()...)
+	seek, err := newSeeker(c)
 	if err != nil {
 		return nil, err
 	}
-	if named != "" && named == c.Host {
-		c.Name = ""
+	conn, err := c.Dial(append(a.heeding(), seek.options()...)...)
+	if err != nil {
+		return nil, err
+	}
+	saved := c.Name
+	if host, ok := contexts.Address(named); ok && host == c.Host {
+		seek.ca, saved, c.Name = "", "", "" // that address and no other
 	}
 	a.client = &client{
-		context: c, conn: conn,
+		context: c, saved: saved, seek: seek, conn: conn,
+		access:    capsulev1.NewAccessServiceClient(conn),
 		objects:   capsulev1.NewObjectServiceClient(conn),
 		workloads: capsulev1.NewWorkloadServiceClient(conn),
 		images:    capsulev1.NewImageServiceClient(conn),

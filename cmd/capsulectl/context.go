@@ -1,9 +1,12 @@
 package main
 
 import (
+	"time"
+
 	"github.com/spf13/cobra"
 
 	"capsule/internal/contexts"
+	"capsule/internal/identity"
 )
 
 func newContextCommand(a *app) *cobra.Command {
@@ -14,9 +17,41 @@ func newContextCommand(a *app) *cobra.Command {
 
 // contextFacts is a context without its keys.
 type contextFacts struct {
-	Name    string `json:"name"`
-	Host    string `json:"host"`
-	Current bool   `json:"current"`
+	Name        string     `json:"name"`
+	Host        string     `json:"host"`
+	Current     bool       `json:"current"`
+	Operator    string     `json:"operator,omitempty"`
+	Role        string     `json:"role,omitempty"`
+	Until       *time.Time `json:"until,omitempty"`
+	Fingerprint string     `json:"fingerprint,omitempty"`
+	Keychain    bool       `json:"keychain"`
+}
+
+// factsOf leaves out what can't be read: a context is listed all the same.
+func factsOf(c contexts.Context, name string, current bool) contextFacts {
+	f := contextFacts{Name: name, Host: c.Host, Current: current, Keychain: c.Keychain()}
+	if cert, err := c.Leaf(); err == nil {
+		role, _ := identity.Role(cert) //nolint:errcheck // none is shown as none
+		f.Operator, f.Role, f.Until = cert.Subject.CommonName, identity.RoleName(role), &cert.NotAfter
+	}
+	if ca, err := c.Authority(); err == nil {
+		f.Fingerprint = identity.Fingerprint(ca)
+	}
+	return f
+}
+
+func (f contextFacts) row(now time.Time) []string {
+	mark, until, key := " ", "", "file"
+	if f.Current {
+		mark = "*"
+	}
+	if f.Until != nil {
+		until = untilText(*f.Until, now)
+	}
+	if f.Keychain {
+		key = "keychain"
+	}
+	return []string{mark, f.Name, f.Host, f.Operator, f.Role, until, key}
 }
 
 func newContextListCommand(a *app) *cobra.Command {
@@ -41,18 +76,14 @@ func runContextList(a *app) error {
 	if err != nil {
 		return err
 	}
-	v := view{columns: []string{"CURRENT", "NAME", "HOST"}, names: names, empty: "no contexts; \"capsulectl lab up\" makes one"}
+	v := view{columns: []string{"CURRENT", "NAME", "HOST", "OPERATOR", "ROLE", "UNTIL", "KEY"}, names: names, empty: "no contexts; \"capsulectl claim NAME\" and \"capsulectl lab up\" make one"}
 	for _, name := range names {
 		c, err := store.Get(name)
 		if err != nil {
 			a.ui.warn(err.Error())
 		}
-		mark := " "
-		if name == current {
-			mark = "*"
-		}
-		v.rows = append(v.rows, []string{mark, name, c.Host})
-		v.values = append(v.values, contextFacts{name, c.Host, name == current})
+		facts := factsOf(c, name, name == current)
+		v.rows, v.values = append(v.rows, facts.row(time.Now())), append(v.values, facts)
 	}
 	return a.ui.show(a.output, v)
 }

@@ -123,6 +123,9 @@ func (a *app) explainStatus(ctx context.Context, err error, s *status.Status) *f
 	case codes.Unavailable:
 		return a.explainUnavailable(s.Message())
 	case codes.Unauthenticated:
+		if f := a.expired(); f != nil {
+			return f
+		}
 		return &failure{exitRefused, text, a.keysHint()}
 	case codes.PermissionDenied:
 		return &failure{exitRefused, text, "ask for a certificate with a higher role"}
@@ -146,7 +149,7 @@ func (a *app) explainStatus(ctx context.Context, err error, s *status.Status) *f
 // broken tells that there was no answer, from an answer that says so of a part of
 // the capsule: gRPC has one code for both, and words of its own for the first.
 func broken(message string) bool {
-	for _, words := range []string{"connection error", "transport", "reading from server", "keepalive", "draining", "goaway", "RST_STREAM", "name resolver", "SubConn"} {
+	for _, words := range []string{"connection error", "transport", "reading from server", "keepalive", "draining", "goaway", "RST_STREAM", "name resolver", "SubConn", "broken pipe", "connection reset"} {
 		if strings.Contains(message, words) {
 			return true
 		}
@@ -158,15 +161,18 @@ func broken(message string) bool {
 // part of the capsule that is busy.
 func (a *app) explainUnavailable(message string) *failure {
 	lower := strings.ToLower(message)
+	if f := a.expired(); f != nil && broken(message) {
+		return f
+	}
 	switch {
 	case !broken(message):
 		return &failure{exitFailed, errors.New(message), "try again in a moment"}
 	case strings.Contains(lower, "remote error: tls:"):
 		return &failure{exitRefused, fmt.Errorf("%s does not accept this operator's certificate", a.where()), a.keysHint()}
 	case strings.Contains(lower, "x509:"), strings.Contains(lower, "certificate"):
-		return &failure{exitRefused, fmt.Errorf("%s is not the machine that this context trusts (%s)", a.where(), cause(message)), "another machine may have its address, or it was installed anew"}
+		return &failure{exitRefused, fmt.Errorf("%s is not the machine that this context trusts (%s)", a.where(), cause(message)), "another machine may have its address, or it was installed anew; \"capsulectl discover\" shows what is on this network"}
 	}
-	return &failure{exitFailed, fmt.Errorf("%s does not answer: %s", a.where(), cause(message)), "is it powered on and on this network? \"capsulectl lab list\" and \"capsulectl context list\" show what is known here"}
+	return &failure{exitFailed, fmt.Errorf("%s does not answer: %s", a.where(), cause(message)), "is it powered on and on this network? \"capsulectl discover\" shows what answers, \"capsulectl context list\" what is known here"}
 }
 
 func (a *app) keysHint() string {

@@ -26,3 +26,18 @@ func findByName(ctx context.Context, name string) (string, error) {
 	}
 	return found.Host(), err
 }
+
+// findByCA gives the address that the capsule with this CA answers from, "" when
+// none does.
+func findByCA(ctx context.Context, fingerprint string) (string, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	host := ""
+	err := mdns.Discover(ctx, func(f mdns.Found) {
+		if host == "" && f.Fingerprint == fingerprint && f.Host() != "" {
+			host = f.Host()
+			cancel()
+		}
+	})
+	return host, err
+}

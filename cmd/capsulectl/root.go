@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/spf13/cobra"
 )
@@ -37,6 +38,10 @@ type app struct {
 	begun  bool // the command line was right and its command ran
 	// compared is done once the capsule's version was.
 	compared sync.Once
+	// answered tells that the capsule let this operator in.
+	answered atomic.Bool
+	// renewed tells that this command has seen to the certificate.
+	renewed bool
 }
 
 // execute runs one command line. Errors are printed here and nowhere else.
@@ -46,6 +51,7 @@ func execute(ctx context.Context, u *ui, args []string) int {
 	root := newRootCommand(a) //nolint:contextcheck // cobra hands ctx to the command that runs
 	root.SetArgs(args)
 	cmd, err := root.ExecuteContextC(ctx)
+	a.afterwards(ctx)
 	if err == nil {
 		return 0
 	}
@@ -85,7 +91,7 @@ func newRootCommand(a *app) *cobra.Command {
 	}
 	root.AddCommand(
 		newApplyCommand(a), newGetCommand(a), newDeleteCommand(a), newWorkloadCommand(a), newCopyCommand(a),
-		newVolumeCommand(a), newImageCommand(a), newRegistryCommand(a), newCapsuleCommand(a), newReleaseCommand(a), newContextCommand(a), newClaimCommand(a), newLabCommand(a),
+		newVolumeCommand(a), newImageCommand(a), newRegistryCommand(a), newCapsuleCommand(a), newReleaseCommand(a), newContextCommand(a), newInstallCommand(a), newDiscoverCommand(a), newClaimCommand(a), newAccessCommand(a), newLabCommand(a),
 		newVersionCommand(a), newDocsCommand(),
 	)
 	root.CompletionOptions.HiddenDefaultCmd = false

@@ -53,6 +53,7 @@ func (a *app) heed(header metadata.MD) {
 	if len(of) == 0 { // an answer of something else, or of none
 		return
 	}
+	a.answered.Store(true)
 	a.compared.Do(func() {
 		if text := skew(version.Version, of[0]); text != "" {
 			a.ui.warn(text)

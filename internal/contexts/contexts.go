@@ -51,6 +51,9 @@ type Context struct {
 	CA          string `yaml:"ca"`
 	Certificate string `yaml:"certificate"`
 	Key         string `yaml:"key"`
+	// Issued is when the certificate was made; it doesn't tell itself. Zero when
+	// that is not known.
+	Issued time.Time `yaml:"issued,omitempty"`
 }
 
 // TLS is the client's side of the mutual handshake.
@@ -187,12 +190,12 @@ func (s *Store) Move(name, host string) error {
 }
 
 // Renew gives a context a new certificate with its key, in place of the old one.
-func (s *Store) Renew(name, certificate, key string) error {
+func (s *Store) Renew(name, certificate, key string, at time.Time) error {
 	c, err := s.Get(name)
 	if err != nil {
 		return err
 	}
-	c.Certificate, c.Key = certificate, key
+	c.Certificate, c.Key, c.Issued = certificate, key, at.UTC().Truncate(time.Second)
 	return s.Put(c)
 }
 

@@ -114,6 +114,10 @@ func (s *Store) forget(c Context) error {
 	if !c.Keychain() || platform == nil {
 		return nil
 	}
+	id, err := keyID(c.Certificate)
+	if err != nil {
+		return err
+	}
 	names, err := s.List()
 	if err != nil {
 		return err
@@ -123,13 +127,9 @@ func (s *Store) forget(c Context) error {
 		if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
 			return err // it may be the other that has it
 		}
-		if other.Keychain() && other.Certificate == c.Certificate {
+		if otherID, err := keyID(other.Certificate); err == nil && other.Keychain() && otherID == id {
 			return nil
 		}
-	}
-	id, err := keyID(c.Certificate)
-	if err != nil {
-		return err
 	}
 	return platform.remove(id)
 }

@@ -104,7 +104,7 @@ func TestKeychain(t *testing.T) {
 	// A renewed one has its new key only.
 	before := slices.Collect(maps.Keys(kept))
 	renewed := made(t, s, "new")
-	if err := s.Renew("copy", renewed.Certificate, renewed.Key); err != nil {
+	if err := s.Renew("copy", renewed.Certificate, renewed.Key, time.Now()); err != nil {
 		t.Fatal(err)
 	}
 	if after := slices.Collect(maps.Keys(kept)); len(after) != 1 || after[0] == before[0] {

@@ -1,6 +1,7 @@
 package contexts
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -118,6 +119,30 @@ func (s *Store) PendingFor(certificate *x509.Certificate) (Pending, error) {
 		return Pending{}, fmt.Errorf("the key that the certificate of %q is for was not made here: %w", certificate.Subject.CommonName, errdefs.ErrNotFound)
 	}
 	return all[i], nil
+}
+
+// KeyFor finds the key that a certificate is for, as a context is to hold it:
+// among those that wait, else among those of contexts, since one key may be let in
+// by several capsules.
+func (s *Store) KeyFor(certificate *x509.Certificate) (string, error) {
+	p, err := s.PendingFor(certificate)
+	if err == nil {
+		return p.KeyPEM()
+	}
+	names, listErr := s.List()
+	if listErr != nil {
+		return "", listErr
+	}
+	for _, name := range names {
+		c, readErr := s.Get(name)
+		if readErr != nil {
+			continue
+		}
+		if leaf, leafErr := c.Leaf(); leafErr == nil && bytes.Equal(leaf.RawSubjectPublicKeyInfo, certificate.RawSubjectPublicKeyInfo) {
+			return c.Key, nil
+		}
+	}
+	return "", err
 }
 
 // Settle forgets a pending key, once its certificate is in a context.

@@ -1,0 +1,386 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+
+	capsulev1 "capsule/api/capsule/v1"
+	"capsule/internal/claim"
+	"capsule/internal/contexts"
+	"capsule/internal/identity"
+)
+
+// TestAccess runs the scripts of testdata/access against a capsule that nobody has
+// claimed, at ADDRESS; its code is in the file "code". The contexts "old" and "ended"
+// are of a capsule with an owner; their certificates end soon, and have ended.
+func TestAccess(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/access",
+		RequireExplicitExec: true,
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("HOME", env.WorkDir)
+			env.Setenv("XDG_CONFIG_HOME", filepath.Join(env.WorkDir, ".config"))
+			dir := filepath.Join(env.WorkDir, ".capsule")
+			if err := os.Mkdir(dir, 0o700); err != nil {
+				return err
+			}
+			c, err := startUnclaimed(dir, env.Defer)
+			if err != nil {
+				return err
+			}
+			env.Setenv("ADDRESS", c.address)
+			code := c.id.Offer().Code
+			if err := os.WriteFile(filepath.Join(env.WorkDir, "code"), []byte(strings.ToLower(string(code))+"\n"), 0o600); err != nil {
+				return err
+			}
+			owned := filepath.Join(env.WorkDir, ".owned")
+			if err := os.Mkdir(owned, 0o700); err != nil {
+				return err
+			}
+			other, err := startCapsule(owned, nil, env.Defer)
+			if err != nil {
+				return err
+			}
+			env.Setenv("OWNED", other.address)
+			for name, life := range map[string]time.Duration{"old": 20 * 24 * time.Hour, "ended": -24 * time.Hour} {
+				if err := other.saveFor(filepath.Join(env.WorkDir, ".config", "capsule"), name, capsulev1.Role_ROLE_ADMIN, life); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"code": code},
+	})
+}
+
+func TestRolesAreThoseOfTheAPI(t *testing.T) {
+	all := methods()
+	if len(all) < 30 {
+		t.Fatalf("only %d calls", len(all))
+	}
+	for i, m := range all {
+		if m.role == capsulev1.Role_ROLE_UNSPECIFIED || roleNotes[m.Role] == "" {
+			t.Errorf("%s.%s: role %q", m.Service, m.Method, m.Role)
+		}
+		if i > 0 && rank(m.role) < rank(all[i-1].role) {
+			t.Errorf("%s.%s is out of order", m.Service, m.Method)
+		}
+	}
+}
+
+func TestLifetime(t *testing.T) {
+	for text, want := range map[string]time.Duration{"90d": 90 * 24 * time.Hour, "2y": 730 * 24 * time.Hour, "36h": 36 * time.Hour} {
+		if got, err := lifetime(text); err != nil || got != want {
+			t.Errorf("%s: %v, %v", text, got, err)
+		}
+	}
+	for _, text := range []string{"", "d", "-1d", "0d", "1.5d", "5", "1d1", "-5h", "99999999999d", "1w"} {
+		if got, err := lifetime(text); err == nil {
+			t.Errorf("%q: %v", text, got)
+		}
+	}
+}
+
+func TestDue(t *testing.T) {
+	now := time.Now()
+	const day = 24 * time.Hour
+	for _, c := range []struct {
+		life, left time.Duration
+		want       bool
+	}{
+		{5 * 365 * day, 61 * day, false}, {5 * 365 * day, 59 * day, true},
+		{90 * day, 31 * day, false}, {90 * day, 29 * day, true}, {time.Hour, 21 * time.Minute, false}, {time.Hour, 19 * time.Minute, true},
+		{0, 61 * day, false}, {0, 59 * day, true}, {90 * day, -day, true},
+	} {
+		var made time.Time
+		if c.life != 0 {
+			made = now.Add(c.left - c.life)
+		}
+		if got := due(&x509.Certificate{NotAfter: now.Add(c.left)}, made, now); got != c.want {
+			t.Errorf("%v of %v left: %v", c.left, c.life, got)
+		}
+	}
+}
+
+// listen serves connections until the test ends.
+func listen(t *testing.T, serve func(net.Conn)) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all sync.WaitGroup
+	all.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			all.Go(func() { serve(conn) })
+		}
+	})
+	t.Cleanup(func() { l.Close(); all.Wait() }) //nolint:errcheck // the test is over
+	return l.Addr().String()
+}
+
+// stranger is somebody's server certificate, made as a capsule's is.
+func strangers(t *testing.T) (*identity.CA, tls.Certificate) {
+	t.Helper()
+	ca, err := identity.NewCA("stranger")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair, err := ca.IssueServer(identity.ServerName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := tls.X509KeyPair(pair.CertPEM, pair.KeyPEM)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ca, cert
+}
+
+func claimIn(t *testing.T, host string, code claim.Code) (contexts.Context, *contexts.Store, error) {
+	t.Helper()
+	home := t.TempDir()
+	t.Setenv("XDG_CONFIG_HOME", home)
+	store, err := contexts.Open(filepath.Join(home, "capsule"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &app{ui: &ui{in: strings.NewReader(string(code) + "\n"), out: io.Discard, err: io.Discard}}
+	c, err := a.claim(t.Context(), ClaimOptions{Operator: "anna"}, host)
+	return c, store, err
+}
+
+func newUnclaimed(t *testing.T) *testCapsule {
+	t.Helper()
+	c, err := startUnclaimed(t.TempDir(), t.Cleanup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// Somebody in between who passes all on learns nothing that is of use: the proof is
+// bound to another connection than the capsule's.
+func TestClaimThroughRelay(t *testing.T) {
+	c := newUnclaimed(t)
+	_, cert := strangers(t)
+	host := listen(t, func(raw net.Conn) {
+		near := tls.Server(raw, &tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: []string{"h2"}, MinVersion: tls.VersionTLS13})
+		defer near.Close()
+		far, err := tls.Dial("tcp", c.address, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}, MinVersion: tls.VersionTLS13}) //nolint:gosec // it is the attacker
+		if err != nil {
+			return
+		}
+		defer far.Close()
+		go func() {
+			io.Copy(far, near) //nolint:errcheck // ends with the connections
+			far.Close()
+		}()
+		io.Copy(near, far) //nolint:errcheck // as above
+	})
+	_, store, err := claimIn(t, host, c.id.Offer().Code)
+	if err == nil || !errors.Is(err, errWrongCode) {
+		t.Errorf("claimed through a relay: %v", err)
+	}
+	nothingSaved(t, store)
+	if c.id.Claimed() {
+		t.Error("the capsule is claimed")
+	}
+	if _, _, err := claimIn(t, c.address, c.id.Offer().Code); err != nil {
+		t.Errorf("claimed directly after it: %v", err)
+	}
+}
+
+func nothingSaved(t *testing.T, store *contexts.Store) {
+	t.Helper()
+	if names, err := store.List(); err != nil || len(names) > 0 {
+		t.Errorf("saved %q, %v", names, err)
+	}
+}
+
+// liar answers each claim with a certificate of its own making.
+type liar struct {
+	capsulev1.UnimplementedAccessServiceServer
+	ca    *identity.CA
+	proof []byte
+}
+
+func (l *liar) Claim(_ context.Context, r *capsulev1.ClaimRequest) (*capsulev1.ClaimResponse, error) {
+	pair, err := l.ca.IssueOperator("anna", capsulev1.Role_ROLE_ADMIN, time.Hour)
+	if err != nil {
+		return nil, err
+	}
+	cert, err := identity.ParseCert(pair.CertPEM)
+	if err != nil {
+		return nil, err
+	}
+	proof := l.proof
+	if proof == nil { // the client's own
+		proof = r.GetProof()
+	}
+	return &capsulev1.ClaimResponse{Ca: l.ca.Cert.Raw, Certificate: cert.Raw, Proof: proof, Name: "capsule-a3f2"}, nil
+}
+
+// Who says yes to any code is not believed.
+func TestClaimOfLiar(t *testing.T) {
+	ca, cert := strangers(t)
+	for name, proof := range map[string][]byte{"none": {}, "random": make([]byte, claim.ProofSize), "echo": nil} {
+		t.Run(name, func(t *testing.T) {
+			srv := grpc.NewServer(grpc.Creds(credentials.NewServerTLSFromCert(&cert)))
+			capsulev1.RegisterAccessServiceServer(srv, &liar{ca: ca, proof: proof})
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			go srv.Serve(l) //nolint:errcheck // ends with Stop
+			t.Cleanup(srv.Stop)
+			_, store, err := claimIn(t, l.Addr().String(), claim.NewCode())
+			if err == nil || !strings.Contains(err.Error(), "does not know the code") {
+				t.Errorf("got %v", err)
+			}
+			nothingSaved(t, store)
+		})
+	}
+}
+
+// The capsule's answer may be lost anywhere: the same command ends what was begun,
+// with the same key.
+func TestClaimAnswerLost(t *testing.T) {
+	lostAfterClaim := 0
+	for after := int64(600); ; after += 200 {
+		c := newUnclaimed(t)
+		home := t.TempDir()
+		t.Setenv("XDG_CONFIG_HOME", home)
+		code := c.id.Offer().Code
+		run := func(host string) error {
+			a := &app{ui: &ui{in: strings.NewReader(string(code) + "\n"), out: io.Discard, err: io.Discard}}
+			_, err := a.claim(t.Context(), ClaimOptions{Operator: "anna", Context: "kitchen"}, host)
+			return err
+		}
+		lost := run(listen(t, cutter(c.address, after)))
+		if lost == nil { // it came through
+			break
+		}
+		if c.id.Claimed() {
+			lostAfterClaim++
+		}
+		// By another address, so that the key is found by the code.
+		if err := run(c.address); err != nil {
+			t.Fatalf("after %d bytes, claimed %v, %v: again: %v", after, c.id.Claimed(), lost, err)
+		}
+		if n := len(c.id.List()); n != 1 {
+			t.Errorf("after %d bytes: %d operators", after, n)
+		}
+		store, err := contexts.Open(filepath.Join(home, "capsule"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := store.Current(); err != nil || got != "kitchen" {
+			t.Errorf("current is %q, %v", got, err)
+		}
+	}
+	if lostAfterClaim == 0 {
+		t.Error("no answer was lost")
+	}
+}
+
+// cutter passes a connection on until so many bytes came from the capsule.
+func cutter(address string, after int64) func(net.Conn) {
+	return func(near net.Conn) {
+		defer near.Close()
+		far, err := net.Dial("tcp", address)
+		if err != nil {
+			return
+		}
+		defer far.Close()
+		go func() {
+			io.Copy(far, near) //nolint:errcheck // ends with the connections
+			far.Close()
+		}()
+		io.CopyN(near, far, after) //nolint:errcheck // as above
+	}
+}
+
+// A capsule that moved is found by its CA, also when another has its old address,
+// and a stranger with its name is not taken for it.
+func TestSeek(t *testing.T) {
+	c, err := startCapsule(t.TempDir(), nil, t.Cleanup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := startCapsule(t.TempDir(), nil, t.Cleanup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct {
+		host, found string
+		ok          bool
+		moved       string
+	}{
+		"where it was":          {c.address, other.address, true, ""},
+		"nothing there":         {"127.0.0.1:1", c.address, true, c.address},
+		"another there":         {other.address, c.address, true, c.address},
+		"a stranger is found":   {"127.0.0.1:1", other.address, false, ""},
+		"two strangers":         {other.address, "127.0.0.1:1", false, ""},
+		"found nowhere":         {"127.0.0.1:1", "", false, ""},
+		"found where it is not": {other.address, other.address, false, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			home := t.TempDir()
+			t.Setenv("XDG_CONFIG_HOME", home)
+			dir := filepath.Join(home, "capsule")
+			if err := c.save(dir, "kitchen", capsulev1.Role_ROLE_ADMIN); err != nil {
+				t.Fatal(err)
+			}
+			store, err := contexts.Open(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := store.Move("kitchen", test.host); err != nil {
+				t.Fatal(err)
+			}
+			a := &app{ui: &ui{out: io.Discard, err: io.Discard}, capsule: "kitchen"}
+			defer a.close()
+			if _, err := a.dial(); err != nil {
+				t.Fatal(err)
+			}
+			a.client.seek.ca = identity.Fingerprint(c.ca.Cert) // as if it were not loopback
+			a.client.seek.find = func(context.Context, string) (string, error) { return test.found, nil }
+			_, err = capsuleInfo(t.Context(), a)
+			if (err == nil) != test.ok {
+				t.Fatalf("answered: %v", err)
+			}
+			if got := a.client.seek.movedTo(); got != test.moved {
+				t.Errorf("moved to %q", got)
+			}
+			a.afterwards(t.Context())
+			want := test.host
+			if test.moved != "" {
+				want = test.moved
+			}
+			if got, err := store.Get("kitchen"); err != nil || got.Host != want {
+				t.Errorf("context says %q, %v", got.Host, err)
+			}
+		})
+	}
+}
