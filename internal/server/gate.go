@@ -33,6 +33,7 @@ var recoverable = map[string]bool{
 	capsulev1.CapsuleService_Reboot_FullMethodName:         true,
 	capsulev1.CapsuleService_Shutdown_FullMethodName:       true,
 	capsulev1.CapsuleService_RestartService_FullMethodName: true,
+	capsulev1.UpdateService_Rollback_FullMethodName:        true,
 }
 
 // methodRoles reads the role of every registered method from its descriptor.
@@ -138,7 +139,7 @@ func (g *gate) authorise(ctx context.Context, method string) (who string, err er
 	}
 	mode, reason := g.mode()
 	if mode == capsulev1.Mode_MODE_RECOVERY && needs > capsulev1.Role_ROLE_READER && !recoverable[method] {
-		return who, fmt.Errorf("the capsule is in recovery mode and changes nothing: %s: %w", reason, errdefs.ErrFailedPrecondition)
+		return who, fmt.Errorf("the capsule is in recovery mode and changes nothing (%s); \"capsulectl capsule update rollback\" goes back to the system before: %w", reason, errdefs.ErrFailedPrecondition)
 	}
 	return who, nil
 }

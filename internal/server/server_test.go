@@ -187,7 +187,7 @@ func newBox(t *testing.T, change func(*Options)) *box {
 		power: make(chan PowerState, 8), killed: make(chan string, 8),
 	}}
 	o := Options{
-		TLS: config, Store: st, Registries: image.NewRegistryBook(st.Bucket("registries")), Runtime: hostDriver{root: dir},
+		TLS: config, Store: st, Registries: image.NewRegistryBook(st.Bucket("registries")), Runtime: hostDriver{root: dir}, Updates: &fetchingUpdates{},
 		Kinds: []string{"Container"}, Machine: b.machine, Log: slog.New(slog.NewTextHandler(b.log, nil)),
 		LogDir: func(name string) string { return filepath.Join(b.logs, name) },
 	}
