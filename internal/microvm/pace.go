@@ -13,12 +13,12 @@ type pace struct {
 	exit     time.Duration // for QEMU to end after that
 }
 
-// What is emulated twice is slower by nestedFactor; a start was measured to take
-// two minutes there. A guest that shares its two processors with a daemon that
-// starts anew was seen to be silent for over 80 seconds.
+// What is emulated twice is slower by nestedFactor, and as slow again where the
+// machine around it shares its processors: a start was measured to take one minute
+// and a half, and on a busy computer more than eight.
 const (
-	nestedFactor = 8
-	nestedCall   = 5 * time.Minute
+	nestedFactor = 20
+	nestedBoot   = 20 * time.Minute
 )
 
 func paceOf(opts Options) pace {
@@ -27,9 +27,8 @@ func paceOf(opts Options) pace {
 		p.boot = 2 * time.Minute
 	}
 	if opts.Nested {
-		p.boot = 8 * time.Minute
-		p.call = nestedCall
-		for _, limit := range []*time.Duration{&p.run, &p.stop, &p.powerOff, &p.exit} {
+		p.boot = nestedBoot
+		for _, limit := range []*time.Duration{&p.run, &p.call, &p.stop, &p.powerOff, &p.exit} {
 			*limit *= nestedFactor
 		}
 	}
