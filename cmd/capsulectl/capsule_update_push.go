@@ -69,7 +69,7 @@ old system.`,
 	flags.DurationVar(&o.Window, "window", 0, "how long the new system may stay unconfirmed (default 10m)")
 	flags.DurationVar(&o.AutoConfirm, "auto-confirm", 0, "let the new system confirm itself once it was healthy for so long (default never)")
 	flags.BoolVar(&o.AllowDowngrade, "allow-downgrade", false, "accept a version older than the one that runs")
-	flags.BoolVar(&o.Force, "force", false, "accept a version that was rolled back before, or that runs with other content")
+	flags.BoolVar(&o.Force, "force", false, "accept a version that was rolled back before, or install once more the one that runs")
 	flags.BoolVar(&o.NoReboot, "no-reboot", false, "install only; the capsule's next restart starts it")
 	flags.BoolVar(&o.Wait, "wait", true, "wait until the capsule is back")
 	flags.DurationVar(&o.Timeout, "timeout", updateReadyWait, "bound of --wait")
@@ -185,7 +185,7 @@ func (p *updatePush) lost(err error) bool {
 		return true
 	case !ok:
 		return false
-	case s.Code() == codes.Unavailable, s.Code() == codes.Aborted, broken(s.Message()):
+	case s.Code() == codes.Unavailable, s.Code() == codes.Aborted, s.Code() == codes.DeadlineExceeded, broken(s.Message()):
 		return true
 	}
 	return p.tries > 0 && s.Code() == codes.FailedPrecondition &&
@@ -210,7 +210,11 @@ func (p *updatePush) rest(ctx context.Context, err error) error {
 	}
 	if p.tries == 0 || time.Since(p.told) >= updateTell {
 		p.told = time.Now()
-		p.meter.note("the connection broke: %s; trying again", f)
+		what := "the connection broke: "
+		if s, ok := fromGRPC(err); ok && s.Code() == codes.FailedPrecondition { // what came by it says so
+			what = ""
+		}
+		p.meter.note("%s%s; trying again", what, f)
 	}
 	wait := min(updateAgain<<min(p.tries, 16), updateAgainMax)
 	p.tries++
@@ -228,8 +232,7 @@ func (p *updatePush) installed(s *capsulev1.UpdateServiceStatusResponse) *capsul
 	if old := p.before.GetHistory(); len(old) > 0 && old[0].GetTime().AsTime().Equal(last.GetTime().AsTime()) {
 		return nil
 	}
-	// What is installed and was not started may still be cut off: pushing it again
-	// sends nothing.
+	// What is installed and was not started may still be cut off: it's pushed again.
 	if last.GetVersion() != p.source.header.Manifest.Version || last.GetOutcome() == capsulev1.UpdateOutcome_UPDATE_OUTCOME_INSTALLED {
 		return nil
 	}

@@ -25,6 +25,7 @@ const (
 	urlPatience = 2 * time.Minute  // of trying again without a byte
 	urlAgain    = 500 * time.Millisecond
 	urlAgainMax = 10 * time.Second
+	downloadMax = 4 << 30 // bytes, of a server without ranges
 )
 
 // webBundle is a bundle on a web server.
@@ -276,6 +277,10 @@ func (w *webBundle) download(ctx context.Context, body io.ReadCloser) (*bundleSo
 	drop := func() {
 		f.Close()           //nolint:errcheck // of no use any more
 		os.Remove(f.Name()) //nolint:errcheck // as above
+	}
+	if header.Size > downloadMax {
+		drop()
+		return nil, fmt.Errorf("%q has no ranges on its server, and %s are more than the %s that are fetched first; use another server or a file", w.shown, size(header.Size), size(downloadMax))
 	}
 	w.meter.note("%q has no ranges on its server: all of it is fetched first", w.shown)
 	source, err := w.fill(ctx, f, header, body)

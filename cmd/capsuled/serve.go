@@ -66,8 +66,8 @@ type daemon struct {
 	volumes  *volume.Manager // nil in recovery mode
 	kept     chan struct{}   // closed once volumes are usable
 	loop     atomic.Pointer[workload.Loop]
-	looping  chan struct{}   // closed once the loop is there
-	updates  *update.Manager // nil in recovery mode
+	looping  chan struct{} // closed once the loop is there
+	updates  *update.Manager
 	network  atomic.Pointer[network.Network]
 	audit    *audit.Log // nil where none can be kept
 	found    *discovery
@@ -264,15 +264,16 @@ func (d *daemon) newServer(id *identity.Identity) (*grpc.Server, error) {
 	if d.machine.installs {
 		o.Installer = d.newInstaller(id)
 	}
+	if d.updates, err = d.newUpdates(); err != nil {
+		return nil, err
+	}
+	o.Updates = d.updates
 	if d.machine.normal() {
 		book := image.NewRegistryBook(d.store.Bucket("registries"))
 		d.images = image.Open(d.client, book)
 		d.volumes = volume.New(volume.Options{Store: d.store, Content: d.images, Freed: d.freed, Log: slog.Default()})
-		if d.updates, err = d.newUpdates(); err != nil {
-			return nil, err
-		}
 		d.openAudit()
-		o.Audit, o.Updates = d.audit, d.updates
+		o.Audit = d.audit
 		o.Registries, o.Images, o.Runtime, o.Volumes = book, patientImages{d.images, d}, patientRuntime{d}, patientVolumes{d.volumes, d}
 	}
 	return server.New(o)

@@ -28,15 +28,19 @@ const (
 	noticeBytes = 1024            // of a text for process 1
 )
 
-// newUpdates makes what replaces the system. In recovery mode there is none: process
-// 1 rolls a tentative system back by itself.
+// newUpdates makes what replaces the system. In recovery mode it only goes back: the
+// other system may read what this one can't.
 func (d *daemon) newUpdates() (*update.Manager, error) {
 	keys, err := bundle.LoadPublicKeys(bundle.KeysDir)
 	if err != nil {
 		slog.Error("read the keys of releases: no update will be taken", "error", err)
 	}
+	var bucket *store.Bucket
+	if d.machine.normal() {
+		bucket = d.store.Bucket("updates")
+	}
 	return update.New(update.Options{
-		Bucket: d.store.Bucket("updates"), Machine: updated{d.machine, d}, Keys: keys,
+		Bucket: bucket, Machine: updated{d.machine, d}, Keys: keys,
 		Version: version.Version, BuiltUnix: version.BuildTime().Unix(), Architecture: runtime.GOARCH,
 		Log: slog.Default(), Event: d.noteUpdate, Uptime: sinceBegun(os.Getenv(begunVar)),
 	})
@@ -55,6 +59,9 @@ func sinceBegun(begun string) func() time.Duration {
 // noteUpdate keeps what became of an update where operators look for events.
 func (d *daemon) noteUpdate(kind, text string) {
 	slog.Info("update", "event", kind, "text", text)
+	if !d.machine.normal() {
+		return
+	}
 	capsule := &capsulev1.Object{Meta: &capsulev1.Meta{Kind: "Capsule", Name: d.machine.name}}
 	if err := d.store.Note(capsule, kind, text); err != nil {
 		slog.Error("keep event", "error", err)

@@ -72,7 +72,7 @@ const (
 	// any slot, far under what sums overflow at.
 	PartMax = 64 << 30
 
-	wordMax = 128             // letters of a version or another name
+	wordMax = 100             // letters of a version or another name: it's part of a file's name on the ESP
 	timeMax = 253_402_300_799 // the last second of the year 9999
 )
 

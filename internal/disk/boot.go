@@ -107,7 +107,8 @@ func (b Boot) WithESP(access Access, fn func(root string) error) error {
 		return err
 	}
 	defer unlock()
-	dir, err := os.MkdirTemp("/run/capsule", "esp-")
+	clearMounts(mountsGlob)
+	dir, err := os.MkdirTemp(filepath.Dir(mountsGlob), filepath.Base(mountsGlob))
 	if err != nil {
 		return err
 	}
@@ -121,6 +122,20 @@ func (b Boot) WithESP(access Access, fn func(root string) error) error {
 		err = errors.Join(err, syncTree(dir))
 	}
 	return errors.Join(err, unmount(dir, busyMax))
+}
+
+// mountsGlob are the private places in which the ESP is mounted.
+const mountsGlob = "/run/capsule/esp-*"
+
+// clearMounts ends the mounts of processes that were killed in WithESP: whoever holds
+// the lock knows that nobody uses them. One that stayed would keep the ESP as it was
+// mounted, read-only or writable, until the machine restarts.
+func clearMounts(glob string) {
+	dirs, _ := filepath.Glob(glob) // the pattern is good
+	for _, dir := range dirs {
+		_ = unix.Unmount(dir, unix.MNT_DETACH) // that it isn't mounted is no error
+		_ = os.Remove(dir)
+	}
 }
 
 // A program that is being started has all files open that this one has open, until

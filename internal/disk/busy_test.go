@@ -53,3 +53,21 @@ func TestUnmountBusy(t *testing.T) {
 		})
 	}
 }
+
+// What a process that was killed left mounted is gone for who comes next.
+func TestClearMounts(t *testing.T) {
+	top := t.TempDir()
+	left, plain := filepath.Join(top, "esp-1"), filepath.Join(top, "esp-2")
+	for _, dir := range []string{left, plain} {
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := unix.Mount("tmpfs", left, "tmpfs", unix.MS_RDONLY, ""); err != nil {
+		t.Skipf("SKIPPED, can't mount here: %v", err)
+	}
+	clearMounts(filepath.Join(top, "esp-*"))
+	if have, err := os.ReadDir(top); err != nil || len(have) > 0 {
+		t.Errorf("%v is still there, %v", have, err)
+	}
+}

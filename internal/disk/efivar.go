@@ -25,8 +25,11 @@ const EFIVars = "/sys/firmware/efi/efivars"
 // or the machine has no EFI variables.
 func LoaderVar(dir, name string) (string, error) {
 	b, err := os.ReadFile(filepath.Join(dir, name+"-"+loaderGUID))
-	if err != nil {
+	if errors.Is(err, fs.ErrNotExist) {
 		return "", fmt.Errorf("loader variable %q: %w", name, errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return "", fmt.Errorf("loader variable %q: %w", name, err)
 	}
 	return parseEFIText(b)
 }

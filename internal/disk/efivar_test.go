@@ -44,6 +44,18 @@ func TestRemoveLoaderVar(t *testing.T) {
 	}
 }
 
+// A variable that can't be read is not one that isn't set: what hangs on it would be
+// taken for decided.
+func TestUnreadableLoaderVar(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "LoaderBootCountPath-"+loaderGUID), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := LoaderVar(dir, "LoaderBootCountPath"); err == nil || errdefs.IsNotFound(err) {
+		t.Error(err)
+	}
+}
+
 func TestRemoveUnreadableLoaderVar(t *testing.T) {
 	dir := t.TempDir()
 	file := setVar(t, dir, "LoaderEntryDefault", "x")

@@ -195,7 +195,7 @@ func (m *machine) live(signals <-chan os.Signal, notices <-chan string) shutdown
 				m.trial.serveStarts(uptime())
 			}
 		case found := <-m.found:
-			if m.trial.standing == unknown { // a confirmation may have come first
+			if m.trial.standing != settled { // a confirmation may have come first
 				m.trial.standing = found
 			}
 		case <-tick.C:

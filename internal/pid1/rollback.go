@@ -2,10 +2,10 @@ package pid1
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"capsule/internal/await"
-	"capsule/internal/disk"
 	"capsule/internal/slot"
 	"capsule/internal/version"
 )
@@ -28,18 +28,26 @@ func (m *machine) lookStanding(ctx context.Context) {
 				found = tentative
 				m.log.important("this version is tentative: it's rolled back unless it's confirmed")
 			}
-			select {
-			case m.found <- found:
-			case <-ctx.Done():
-			}
+			m.tell(ctx, found)
 			return
 		}
 		if !said {
 			m.log.important("look whether this version is tentative: %v", err)
+			if counted, _ := slot.Counted(); counted {
+				m.tell(ctx, doubtful)
+			}
 		}
 		if await.Pause(ctx, lookEach) != nil {
 			return
 		}
+	}
+}
+
+// tell brings the main loop what was found out.
+func (m *machine) tell(ctx context.Context, found standing) {
+	select {
+	case m.found <- found:
+	case <-ctx.Done():
 	}
 }
 
@@ -60,7 +68,11 @@ func (m *machine) judge() bool {
 		return false
 	}
 	m.log.important("rolling back: %s", why)
-	m.giveUp(why)
+	if err := m.giveUp(why); errors.Is(err, slot.ErrConfirmed) {
+		m.trial.standing = settled
+		m.log.important("this version stays, for it was confirmed in the last moment")
+		return false
+	}
 	return true
 }
 
@@ -83,18 +95,19 @@ func (m *machine) confirmedMeanwhile() bool {
 }
 
 // giveUp leaves the other slot alone to be started. Without the boot partition the
-// loader's own count has the last word: each restart takes one try.
-func (m *machine) giveUp(why string) {
+// loader's own count has the last word: each restart takes one try. ErrConfirmed says
+// that it was confirmed meanwhile; a reason that was left means nothing to a system
+// that runs on.
+func (m *machine) giveUp(why string) (err error) {
 	for _, t := range []task{
 		{name: "note why", limit: reasonMax, do: func() error { return m.noteReason(slot.ReasonFile, why) }},
-		{name: "give up the boot entry", limit: condemnMax, do: func() error {
-			return m.boot.WithESP(disk.Writable, func(esp string) error { return slot.Condemn(esp, m.boot.Slot) })
-		}},
+		{name: "give up the boot entry", limit: condemnMax, do: func() error { return slot.GiveUp(m.boot) }},
 	} {
-		if err := m.attend(t); err != nil {
+		if err = m.attend(t); err != nil {
 			m.log.important("%s: %v", t.name, err)
 		}
 	}
+	return err
 }
 
 // noteReason is for the next version's history. Without /perm there's no place for

@@ -13,6 +13,7 @@ import (
 const (
 	windowDefault = 10 * time.Minute    // from serve's first start, until serve names its own
 	windowMax     = 31 * 24 * time.Hour // that serve may name
+	daemonFirst   = 15 * time.Second    // after the window: the daemon knows better why
 	readyMax      = 3 * time.Minute     // from serve's first start to READY=1
 	crashesMax    = 5                   // ends of serve before READY=1, or within crashSpan
 	crashSpan     = 2 * time.Minute
@@ -26,9 +27,11 @@ const (
 // of its own: PID 1 tells it what happened, asks it each turn, and acts.
 //
 //	unknown ── the other slot waits ──▶ tentative ── CAPSULE_CONFIRMED=1 ──▶ settled
-//	   └────── no other slot, or the entry isn't counted ──────────────────▶ settled
+//	   │   └── no other slot, or the entry isn't counted ──────────────────▶ settled
+//	   └── the entry is counted, and the boot partition can't be read ──▶ doubtful, until it can
 //
-// Only a tentative system is given up. A serve that hangs is ended in any.
+// Only a tentative system is given up, and a doubtful one at the end of the default
+// window: nobody can confirm it, and the loader has tries left to go back by. A serve that hangs is ended in any.
 type trial struct {
 	standing standing
 	window   time.Duration // 0 until serve names it
@@ -50,6 +53,7 @@ type standing int
 
 const (
 	unknown standing = iota
+	doubtful
 	tentative
 	settled
 )
@@ -112,6 +116,9 @@ func (t *trial) hung(now time.Duration) bool {
 
 // givenUp says why the system must give way to the one before; "" while it may stay.
 func (t *trial) givenUp(now time.Duration) string {
+	if t.standing == doubtful && t.started && now-t.begun >= windowDefault {
+		return fmt.Sprintf("its boot partition could not be read for %v, so that nobody could confirm it", windowDefault)
+	}
 	if t.standing != tentative {
 		return ""
 	}
@@ -126,7 +133,7 @@ func (t *trial) givenUp(now time.Duration) string {
 		return fmt.Sprintf("its daemon was not ready %v after it was started", readyMax)
 	case within(t.hangs, hangsMax, hangSpan):
 		return fmt.Sprintf("its API did not answer for %v, %d times in a row", silenceMax, hangsMax)
-	case t.started && now >= t.end():
+	case t.started && now >= t.end()+daemonFirst:
 		return fmt.Sprintf("not confirmed within %v, and its daemon did not see to that", t.end()-t.begun)
 	}
 	return ""

@@ -14,6 +14,7 @@ var recoverable = map[string]bool{
 	capsulev1.CapsuleService_Reboot_FullMethodName:         true,
 	capsulev1.CapsuleService_Shutdown_FullMethodName:       true,
 	capsulev1.CapsuleService_RestartService_FullMethodName: true,
+	capsulev1.UpdateService_Rollback_FullMethodName:        true,
 	capsulev1.CapsuleService_Audit_FullMethodName:          true, // it only reads
 }
 
@@ -39,7 +40,7 @@ func suits(method string, needs capsulev1.Role, mode capsulev1.Mode, reason stri
 	case of(capsulev1.InstallService_ServiceDesc.ServiceName):
 		return fmt.Errorf("this capsule runs from its own disk: a machine that is started from a stick can be installed: %w", errdefs.ErrFailedPrecondition)
 	case mode == capsulev1.Mode_MODE_RECOVERY && needs > capsulev1.Role_ROLE_READER && !recoverable[method]:
-		return fmt.Errorf("the capsule is in recovery mode and changes nothing: %s: %w", reason, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("the capsule is in recovery mode and changes nothing (%s); \"capsulectl capsule update rollback\" goes back to the system before: %w", reason, errdefs.ErrFailedPrecondition)
 	}
 	return nil
 }

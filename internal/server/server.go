@@ -42,7 +42,7 @@ const (
 )
 
 // Options of a server. In recovery mode Store may be a copy or nil, and Images,
-// Runtime, Volumes and Updates nil.
+// Runtime and Volumes nil.
 type Options struct {
 	TLS *tls.Config
 	// Identity that TLS is of.

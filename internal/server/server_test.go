@@ -196,7 +196,7 @@ func boxOf(t *testing.T, dir string, change func(*Options)) *box {
 		power: make(chan PowerState, 8), killed: make(chan string, 8),
 	}}
 	o := Options{
-		TLS: config, Identity: id, Store: st, Registries: image.NewRegistryBook(st.Bucket("registries")), Runtime: hostDriver{root: dir},
+		TLS: config, Identity: id, Store: st, Registries: image.NewRegistryBook(st.Bucket("registries")), Runtime: hostDriver{root: dir}, Updates: &fetchingUpdates{},
 		Kinds: []string{"Container"}, Machine: b.machine, Log: slog.New(slog.NewTextHandler(b.log, nil)),
 		LogDir: func(name string) string { return filepath.Join(b.logs, name) },
 	}

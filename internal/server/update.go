@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -42,43 +41,19 @@ type updates struct {
 
 func newUpdates(o Options) *updates { return &updates{Options: o, stallMax: updateStallMax} }
 
-func (s *updates) manager() (Updates, error) {
-	if s.Updates == nil {
-		return nil, fmt.Errorf("updates are not available in this mode: %w", errdefs.ErrFailedPrecondition)
-	}
-	return s.Updates, nil
-}
-
 func (s *updates) Confirm(ctx context.Context, _ *capsulev1.UpdateServiceConfirmRequest) (*capsulev1.UpdateServiceConfirmResponse, error) {
-	m, err := s.manager()
-	if err != nil {
-		return nil, err
-	}
-	return m.Confirm(ctx)
+	return s.Updates.Confirm(ctx)
 }
 
 func (s *updates) Rollback(ctx context.Context, _ *capsulev1.UpdateServiceRollbackRequest) (*capsulev1.UpdateServiceRollbackResponse, error) {
-	m, err := s.manager()
-	if err != nil {
-		return nil, err
-	}
-	return m.Rollback(ctx)
+	return s.Updates.Rollback(ctx)
 }
 
-// Status answers in every mode: without a manager, with what runs.
 func (s *updates) Status(ctx context.Context, _ *capsulev1.UpdateServiceStatusRequest) (*capsulev1.UpdateServiceStatusResponse, error) {
-	if s.Updates == nil {
-		info := s.Machine.Info()
-		return &capsulev1.UpdateServiceStatusResponse{Version: info.GetVersion(), Slot: info.GetSlot()}, nil
-	}
 	return s.Updates.Status(ctx)
 }
 
 func (s *updates) Push(stream capsulev1.UpdateService_PushServer) error {
-	m, err := s.manager()
-	if err != nil {
-		return err
-	}
 	p := newPush(stream, s.stallMax)
 	defer p.end()
 	first, err := p.receive(stream.Context())
@@ -90,7 +65,7 @@ func (s *updates) Push(stream capsulev1.UpdateService_PushServer) error {
 		return err
 	}
 	log := s.Log.With("size", offer.Size, "allow_downgrade", offer.AllowDowngrade, "force", offer.Force)
-	result, err := m.Push(stream.Context(), offer, p.fetch, p.progress)
+	result, err := s.Updates.Push(stream.Context(), offer, p.fetch, p.progress)
 	if err != nil {
 		log.Warn("update not installed", "error", err)
 		return err
@@ -126,7 +101,6 @@ type push struct {
 	stallMax time.Duration
 	messages chan pushMessage
 	ended    chan struct{}
-	sending  sync.Mutex // progress comes from other goroutines
 }
 
 type pushMessage struct {
@@ -155,8 +129,6 @@ func newPush(stream capsulev1.UpdateService_PushServer, stallMax time.Duration) 
 func (p *push) end() { close(p.ended) }
 
 func (p *push) send(r *capsulev1.UpdateServicePushResponse) error {
-	p.sending.Lock()
-	defer p.sending.Unlock()
 	return p.stream.Send(r)
 }
 

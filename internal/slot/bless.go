@@ -29,6 +29,23 @@ func countedEntry() (string, error) {
 	return countPath(text)
 }
 
+// Counted says whether the loader counts the running entry and would go back after
+// another restart or a few: its tries are not used up over and over, as those of an
+// entry are that is the only one. It takes no look at the ESP.
+func Counted() (bool, error) {
+	file, err := countedEntry()
+	e, ok := parseName(path.Base(file))
+	return ok && e.Counted && e.Done <= triesMax, err
+}
+
+// Again says whether the running entry was good before, and is counted since it was
+// gone back to.
+func Again() (bool, error) {
+	file, err := countedEntry()
+	e, ok := parseName(path.Base(file))
+	return ok && e.Again, err
+}
+
 // Tentative says whether the running system is on trial: its entry is counted and
 // the other slot has a system to go back to.
 func Tentative(b disk.Boot) (on bool, err error) {
@@ -40,10 +57,35 @@ func Tentative(b disk.Boot) (on bool, err error) {
 		on, err = esp{dir: root}.tentative(file)
 		return err
 	})
+	return on, err
+}
+
+// ErrConfirmed says that a system isn't tentative any more.
+var ErrConfirmed = fmt.Errorf("the system is confirmed: %w", errdefs.ErrFailedPrecondition)
+
+// GiveUp removes the running system's entries, so that the other slot boots, unless
+// it was confirmed meanwhile: that is ErrConfirmed. One look and the change are one
+// step, between which nobody can confirm it.
+func GiveUp(b disk.Boot) error {
+	file, err := countedEntry()
 	if err != nil {
-		return false, fmt.Errorf("is the system on trial: %w", err)
+		return err
 	}
-	return on, nil
+	if file == "" {
+		return ErrConfirmed
+	}
+	return b.WithESP(disk.Writable, func(root string) error { return esp{dir: root}.giveUp(file) })
+}
+
+func (e esp) giveUp(counted string) error {
+	on, err := e.tentative(counted)
+	if err != nil {
+		return err
+	}
+	if slot := ofEntry(counted); on || e.blessed(slot) != nil {
+		return e.condemn(slot) // or it was given up before
+	}
+	return ErrConfirmed
 }
 
 func (e esp) tentative(counted string) (bool, error) {

@@ -35,6 +35,7 @@ type Entry struct {
 	Generation int    // how many entries were ever written: the highest boots first
 	Counted    bool   // not known to be good: the loader counts its tries
 	Left, Done int    // tries, of a counted entry
+	Again      bool   // counted, and was good before: Prefer wrote it
 }
 
 // Exhausted says that the loader boots this entry only if there is no other. The
@@ -92,14 +93,15 @@ func EntryName(slot string, tries int) string {
 }
 
 // preferredName is the file name of a slot's entry that Prefer writes: no file has
-// it, since no entry had this generation.
+// it, since no entry had this generation. By the generation in it a system is known
+// that was good before.
 func preferredName(slot string, generation int) string {
-	return fmt.Sprintf("capsule-%s-%d.conf", slot, generation)
+	return fmt.Sprintf("capsule-%s-%d+%d-0.conf", slot, generation, triesMax)
 }
 
 // entryName takes our names apart, in any case of letters: FAT and the loader don't
 // tell them apart.
-var entryName = regexp.MustCompile(`(?i)^capsule-(slot_[ab])(?:-\d+)?(?:\+(\d{1,9})(?:-(\d{1,9}))?)?\.conf$`)
+var entryName = regexp.MustCompile(`(?i)^capsule-(slot_[ab])(-\d+)?(?:\+(\d{1,9})(?:-(\d{1,9}))?)?\.conf$`)
 
 // parseName reads what an entry's file name says.
 func parseName(name string) (e Entry, ok bool) {
@@ -107,9 +109,10 @@ func parseName(name string) (e Entry, ok bool) {
 	if m == nil {
 		return e, false
 	}
-	e.File, e.Slot, e.Counted = name, strings.ToLower(m[1]), m[2] != ""
-	e.Left, _ = strconv.Atoi(m[2])
-	e.Done, _ = strconv.Atoi(m[3])
+	e.File, e.Slot, e.Counted = name, strings.ToLower(m[1]), m[3] != ""
+	e.Left, _ = strconv.Atoi(m[3])
+	e.Done, _ = strconv.Atoi(m[4])
+	e.Again = e.Counted && m[2] != ""
 	return e, true
 }
 

@@ -271,6 +271,7 @@ func cut(t *testing.T, at string, before files, do func(esp) error, want []strin
 func TestChanges(t *testing.T) {
 	const k10, k09, k20 = kernels + "1.0.efi", kernels + "0.9.efi", kernels + "2.0.efi"
 	bless := func(file string) func(esp) error { return func(e esp) error { return e.bless(file) } }
+	giveUp := func(file string) func(esp) error { return func(e esp) error { return e.giveUp(file) } }
 	prefer := func(slot string) func(esp) error { return func(e esp) error { return e.prefer(slot) } }
 	condemn := func(slot string) func(esp) error { return func(e esp) error { return e.condemn(slot) } }
 	forget := func(slot string) func(esp) error { return func(e esp) error { return e.forget(slot) } }
@@ -311,11 +312,17 @@ func TestChanges(t *testing.T) {
 			e.step = full("fill")
 			return update(e)
 		}, files{k09: "-"}, func(err error) bool { return errors.Is(err, unix.ENOSPC) }},
-		"go back":                        {whole(files{goodB: "5 0.9"}), prefer("slot_a"), files{goodA: "-", "loader/entries/capsule-slot_a-6.conf": "6 1.0"}, nil},
+		"go back":                        {whole(files{goodB: "5 0.9"}), prefer("slot_a"), files{goodA: "-", "loader/entries/capsule-slot_a-6+3-0.conf": "6 1.0"}, nil},
+		"go back twice":                  {files{goodB: "5 0.9", k09: "MZ b", "loader/entries/capsule-slot_a-6+3-0.conf": "6 1.0", k10: "MZ a"}, prefer("slot_a"), nil, nil},
 		"go back to what boots":          {whole(files{goodB: "3 0.9"}), prefer("slot_a"), nil, nil},
 		"go back to nothing":             {whole(nil), prefer("slot_b"), nil, errdefs.IsNotFound},
 		"go back to what failed":         {whole(files{lastB: "5 0.9"}), prefer("slot_b"), nil, errdefs.IsFailedPrecondition},
 		"go back to what was never good": {whole(files{newB: "5 0.9"}), prefer("slot_b"), nil, errdefs.IsFailedPrecondition},
+		"give up":                        {whole(files{triedB: "5 0.9"}), giveUp(triedB), files{triedB: "-"}, nil},
+		"give up twice":                  {whole(nil), giveUp(triedB), nil, nil},
+		"give up what was confirmed":     {whole(files{goodB: "5 0.9"}), giveUp(triedB), nil, func(err error) bool { return errors.Is(err, ErrConfirmed) }},
+		"give up, confirmed and cut":     {whole(files{goodB: "5 0.9", triedB: "5 0.9"}), giveUp(triedB), nil, func(err error) bool { return errors.Is(err, ErrConfirmed) }},
+		"give up the last":               {files{triedB: "5 0.9", k09: "x"}, giveUp(triedB), nil, errdefs.IsFailedPrecondition},
 		"condemn":                        {whole(files{triedB: "5 0.9", goodB: ""}), condemn("slot_b"), files{triedB: "-", goodB: "-"}, nil},
 		"condemn the last":               {files{triedB: "5 0.9", k09: "x"}, condemn("slot_b"), nil, errdefs.IsFailedPrecondition},
 		"condemn when the other failed":  {whole(files{lastB: "5 0.9"}), condemn("slot_a"), nil, errdefs.IsFailedPrecondition},
@@ -372,6 +379,9 @@ func TestTidy(t *testing.T) {
 		"cut blessing":                  {whole(files{goodB: "5 0.9", triedB: "5 0.9"}), "slot_b", []string{triedB}},
 		"blessing cut early":            {whole(files{goodB: "", triedB: "5 0.9"}), "slot_b", []string{goodB}},
 		"cut preference":                {whole(files{goodB: "5 0.9", "loader/entries/capsule-slot_b-6.conf": "6 0.9"}), "slot_a", []string{goodB}},
+		"cut preference, counted":       {whole(files{goodB: "5 0.9", "loader/entries/capsule-slot_b-6+3-0.conf": "6 0.9"}), "slot_a", []string{goodB}},
+		"cut preference that failed":    {whole(files{goodB: "5 0.9", "loader/entries/capsule-slot_b-6+0-3.conf": "6 0.9"}), "slot_a", []string{"loader/entries/capsule-slot_b-6+0-3.conf"}},
+		"cut count of a preference":     {whole(files{goodB: "5 0.9", "loader/entries/capsule-slot_b-6+3-0.conf": "6 0.9", "loader/entries/capsule-slot_b-6+2-1.conf": "6 0.9"}), "slot_a", []string{"loader/entries/capsule-slot_b-6+2-1.conf", "loader/entries/capsule-slot_b-6+3-0.conf"}},
 		"failed update":                 {whole(files{lastB: "5 0.9"}), "slot_a", []string{lastB, k09}},
 		"waiting update":                {whole(files{newB: "5 0.9"}), "slot_a", nil},
 		"last try":                      {whole(files{lastB: "5 0.9"}), "slot_b", nil},
@@ -474,7 +484,7 @@ func TestInstallRefusals(t *testing.T) {
 		"short":       {"2.0", "MZ", 3, errdefs.IsDataLoss},
 		"long":        {"2.0", "MZ!!", 3, errdefs.IsDataLoss},
 		"empty":       {"2.0", "", 0, errdefs.IsInvalidArgument},
-		"huge":        {"2.0", "", ukiMax + 1, errdefs.IsInvalidArgument},
+		"huge":        {"2.0", "", UKIMax + 1, errdefs.IsInvalidArgument},
 		"odd version": {"../2.0", "MZ", 2, errdefs.IsInvalidArgument},
 	} {
 		before := whole(nil)

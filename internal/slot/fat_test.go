@@ -62,6 +62,7 @@ func rounds(t *testing.T, dir string) {
 		},
 		func() error { return e.bless(triedB) },
 		func() error { return Prefer(dir, "slot_a") },
+		func() error { return e.bless("loader/entries/capsule-slot_a-3+3-0.conf") },
 		func() error { return update(e) }, // to the same version again
 		func() error { return Condemn(dir, "slot_b") },
 		func() error { _, err := Tidy(dir, "slot_a"); return err },

@@ -15,7 +15,8 @@ import (
 )
 
 const (
-	ukiMax = 512 << 20
+	// UKIMax is the largest kernel image in bytes: a quarter of the ESP.
+	UKIMax = 128 << 20
 	// spare is what a UKI leaves free on the ESP: entries and folders need a few
 	// clusters of at most 32 KiB each.
 	spare    = 256 << 10
@@ -128,7 +129,7 @@ func (e esp) install(slot, version string, uki io.Reader, size int64) (string, e
 	if _, err := e.givenUp(slot, good); err != nil {
 		return "", err
 	}
-	if size <= 0 || size > ukiMax || !versionForm.MatchString(version) {
+	if size <= 0 || size > UKIMax || !versionForm.MatchString(version) {
 		return "", fmt.Errorf("UKI of version %q with %d bytes: %w", version, size, errdefs.ErrInvalidArgument)
 	}
 	have, err := Space(e.dir)
@@ -246,8 +247,9 @@ func (e esp) activate(entry Entry) error {
 	return e.put(entry.File, text)
 }
 
-// Prefer makes a slot's good system the one that boots next. FailedPrecondition says
-// that it never was good or that its tries are used up, NotFound that there's none.
+// Prefer makes a slot's good system the one that boots next, counted: when it doesn't
+// come up any more, the loader goes back. FailedPrecondition says that it never was
+// good or that its tries are used up, NotFound that there's none.
 func Prefer(dir, slot string) error { return esp{dir: dir}.prefer(slot) }
 
 func (e esp) prefer(slot string) error {
@@ -264,7 +266,7 @@ func (e esp) prefer(slot string) error {
 		return fmt.Errorf("%s has no system to boot: %w", slot, errdefs.ErrNotFound)
 	case f.Exhausted():
 		return fmt.Errorf("%s didn't come up, its boot tries are used up: %w", slot, errdefs.ErrFailedPrecondition)
-	case f.Counted:
+	case f.Counted && !f.Again:
 		return fmt.Errorf("%s was never confirmed: %w", slot, errdefs.ErrFailedPrecondition)
 	case f.Generation == next(files)-1:
 		return nil
@@ -281,6 +283,16 @@ func (e esp) prefer(slot string) error {
 		return err
 	}
 	return e.only(slot, entry.File)
+}
+
+// Kept makes sure that a slot has a good entry, so that the other one may be written;
+// FailedPrecondition says that it has none.
+func Kept(dir, slot string) error {
+	files, err := esp{dir: dir}.list()
+	if err != nil {
+		return err
+	}
+	return keeps(files, slot, good)
 }
 
 func (e esp) put(name string, text []byte) error {

@@ -4,12 +4,14 @@
 //
 // A slot's entry on the ESP goes this way:
 //
-//	none ── Activate ──► counted (on trial) ── Bless ──► good ── Prefer ──► good, boots next
-//	  ▲                      │                             │
-//	  └─ Condemn, or Tidy once its tries are used up       │
-//	  └─ Forget, before the slot is written ───────────────┘
+//	none ── Activate ──► counted (on trial) ── Bless ──► good
+//	  ▲                      │     ▲                       │ │
+//	  │                      │     └── Prefer: boots next ─┘ │
+//	  └─ Condemn, or Tidy once its tries are used up         │
+//	  └─ Forget, before the slot is written ─────────────────┘
 //
-// Whatever is cut, the other slot's good entry stays as it is.
+// Whatever is cut, the other slot's good entry stays as it is. What Prefer boots is
+// counted, too: a system that once worked may not any more.
 package slot
 
 import (

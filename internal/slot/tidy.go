@@ -115,10 +115,10 @@ func spentOwn(files []entryFile, slot string, runs *entryFile) (spent []leftover
 // system runs, one whose tries are used up isn't one to go back to.
 func spentOther(files []entryFile, slot string, runs *entryFile) (spent []leftover) {
 	keep := best(files, slot)
-	whole := 0
+	counts := 0 // of the entry that the loader takes
 	for _, f := range files {
-		if f.Slot == slot && f.fault == "" {
-			whole++
+		if keep != nil && f.Slot == slot && f.fault == "" && f.Counted && f.Generation == keep.Generation {
+			counts++
 		}
 	}
 	for _, f := range files {
@@ -129,11 +129,11 @@ func spentOther(files []entryFile, slot string, runs *entryFile) (spent []leftov
 		case runs == nil || runs.Counted: // it may be needed yet
 		case keep.Exhausted():
 			spent = append(spent, leftover{f.path(), fmt.Sprintf("%s didn't come up, its boot tries are used up", slot)})
-		case keep.Counted && whole > 1:
+		case keep.Counted && counts > 1 && f.Generation == keep.Generation:
 			// A count that was cut: both names may be one chain of clusters, of which
 			// the second would be on free ones when the first is gone.
 			spent = append(spent, leftover{f.path(), fmt.Sprintf("%s has two counts of its boot tries", slot)})
-		case f.File != keep.File:
+		case f.File != keep.File && counts < 2:
 			spent = append(spent, leftover{f.path(), fmt.Sprintf("%q is the entry of %s", keep.File, slot)})
 		}
 	}

@@ -1,11 +1,10 @@
 package update
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -90,16 +89,17 @@ func (m *Manager) forget() error {
 // hurt: without an entry nothing starts the image, and what Run finds without one
 // it takes for a leftover.
 func (m *Manager) activate(ctx context.Context, h *bundle.Header, o Offer, fetch Fetch, meter *meter) error {
-	m.esp.Lock()
-	defer m.esp.Unlock()
 	version := h.Manifest.Version
 	meter.begin(v1.UpdatePhase_UPDATE_PHASE_ACTIVATE, h.Manifest.UKI.Size)
+	image, err := m.fetchKernel(ctx, h, fetch, meter.kernel)
+	if err != nil {
+		return fmt.Errorf("fetch the kernel image: %w", err)
+	}
+	m.esp.Lock()
+	defer m.esp.Unlock()
 	var written string
-	err := m.ESP(disk.Buffered, func(esp string) (err error) {
-		have, done := m.runningKernel(esp)
-		defer done()
-		image := newKernelReader(ctx, fetch, h, have, meter.kernel)
-		written, err = slot.Install(esp, m.other(), version, image, h.Manifest.UKI.Size)
+	err = m.ESP(disk.Buffered, func(esp string) (err error) {
+		written, err = slot.Install(esp, m.other(), version, bytes.NewReader(image), int64(len(image)))
 		return err
 	})
 	if err != nil {
@@ -127,20 +127,6 @@ func (m *Manager) activate(ctx context.Context, h *bundle.Header, o Offer, fetch
 	}
 	m.Event("installed", fmt.Sprintf("version %s in %s, to follow %s", version, m.other(), m.Version))
 	return nil
-}
-
-// runningKernel opens the kernel image of the running system, of which a new one is
-// made where they are the same. Without it all is fetched.
-func (m *Manager) runningKernel(esp string) (have io.ReaderAt, done func()) {
-	entry, err := entryOf(esp, m.boot.Slot)
-	var f *os.File
-	if err == nil && entry != nil {
-		f, err = slot.OpenUKI(esp, *entry)
-	}
-	if err != nil || f == nil {
-		return nil, func() {}
-	}
-	return f, func() { _ = f.Close() }
 }
 
 // meter tells of the progress of a push.

@@ -113,7 +113,7 @@ func TestRefusals(t *testing.T) {
 		"half":         {offer: func(_ *world, _ *build, o *Offer) { o.Size /= 2 }, class: errdefs.IsInvalidArgument, say: "cut off"},
 		"long":         {offer: func(_ *world, _ *build, o *Offer) { o.Size++ }, class: errdefs.IsInvalidArgument, say: "1 bytes more"},
 		"window":       {offer: func(_ *world, _ *build, o *Offer) { o.Window = time.Second }, class: errdefs.IsInvalidArgument, say: "window of 1s: want 1m0s to 24h0m0s"},
-		"auto-confirm": {offer: func(_ *world, _ *build, o *Offer) { o.AutoConfirm = WindowDefault }, class: errdefs.IsInvalidArgument, say: "never comes within a window of 10m0s"},
+		"auto-confirm": {offer: func(_ *world, _ *build, o *Offer) { o.AutoConfirm = WindowDefault }, class: errdefs.IsInvalidArgument, say: "may never come within a window of 10m0s"},
 		"older":        {change: func(m *bundle.Manifest) { m.Version = "v0.9.0" }, class: errdefs.IsFailedPrecondition, say: "older than v1.0.0, which runs: --allow-downgrade"},
 		"follows":      {change: func(m *bundle.Manifest) { m.Follows = "v1.0.5" }, class: errdefs.IsFailedPrecondition, say: "install v1.0.5 first"},
 		"same version": {change: func(m *bundle.Manifest) { m.Version = "v1.0.0" }, class: errdefs.IsFailedPrecondition, say: "runs already, with other content: --force"},

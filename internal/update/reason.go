@@ -13,6 +13,9 @@ import (
 
 // leaveReason says why the running system goes.
 func (m *Manager) leaveReason(text string) error {
+	if !m.Machine.Normal() {
+		return nil // nothing is written to /perm in recovery mode
+	}
 	return slot.Reason{Slot: m.boot.Slot, Version: m.Version, Reason: text, Time: time.Now().UTC()}.Leave(m.ReasonFile)
 }
 

@@ -17,7 +17,7 @@ type Offer struct {
 	Header         []byte // of the bundle: all before the kernel image
 	Size           int64  // of the whole bundle, bytes
 	AllowDowngrade bool
-	Force          bool // take a version that was rolled back here, or other content of the running one
+	Force          bool // take a version that was rolled back here, or the running one once more
 	NoReboot       bool
 	Window         time.Duration // 0 for WindowDefault
 	AutoConfirm    time.Duration // 0 for never
@@ -47,7 +47,7 @@ func (m *Manager) refuse(o *Offer) (h *bundle.Header, unchanged bool, err error)
 	if err != nil {
 		return nil, false, err
 	}
-	if same {
+	if same && !o.Force {
 		return h, true, nil
 	}
 	t, err := m.trial()
@@ -107,8 +107,9 @@ func windows(o *Offer, _ bundle.Manifest) error {
 	if o.Window < WindowMin || o.Window > WindowMax {
 		return fmt.Errorf("window of %v: want %v to %v: %w", o.Window, WindowMin, WindowMax, errdefs.ErrInvalidArgument)
 	}
-	if o.AutoConfirm < 0 || o.AutoConfirm >= o.Window {
-		return fmt.Errorf("auto-confirm after %v never comes within a window of %v: %w", o.AutoConfirm, o.Window, errdefs.ErrInvalidArgument)
+	if o.AutoConfirm < 0 || o.AutoConfirm > o.Window-startMax {
+		return fmt.Errorf("auto-confirm after %v may never come within a window of %v, of which %v are for the start: %w",
+			o.AutoConfirm, o.Window, startMax, errdefs.ErrInvalidArgument)
 	}
 	return nil
 }
@@ -164,9 +165,17 @@ func (m *Manager) sizeOf(name string) (int64, error) {
 	return f.Seek(0, io.SeekEnd)
 }
 
+// fitsESP also makes sure that the running system is there to go back to.
 func (m *Manager) fitsESP(_ *Offer, f bundle.Manifest) error {
+	if f.UKI.Size > slot.UKIMax {
+		return fmt.Errorf("the bundle's kernel image has %d bytes, and at most %d are taken: %w", f.UKI.Size, slot.UKIMax, errdefs.ErrInvalidArgument)
+	}
 	var have int64
+	var kept error
 	err := m.ESP(disk.ReadOnly, func(esp string) error {
+		if kept = slot.Kept(esp, m.boot.Slot); kept != nil {
+			return nil
+		}
 		space, err := m.Space(esp)
 		if err != nil {
 			return err
@@ -176,7 +185,10 @@ func (m *Manager) fitsESP(_ *Offer, f bundle.Manifest) error {
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("space on the boot partition: %w", err)
+		return fmt.Errorf("look at the boot partition: %w", err)
+	}
+	if kept != nil {
+		return fmt.Errorf("version %s, which runs, is not known to be good yet, and would be all there is to go back to; \"capsulectl capsule info\" shows what it lacks: %w", m.Version, kept)
 	}
 	if need := f.UKI.Size + espSpare; need > have {
 		return fmt.Errorf("the boot partition is too full: the kernel image needs %d bytes, and it has %d: %w", need, have, errdefs.ErrResourceExhausted)

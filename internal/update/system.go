@@ -50,7 +50,7 @@ func (m *Manager) system(esp, name string) (*system, error) {
 // onTrial must be known before: the ESP is opened by one at a time.
 func (m *Manager) former(esp string, onTrial bool) (*system, error) {
 	s, err := m.system(esp, m.other())
-	if err == nil && !onTrial && s.entry.Counted {
+	if err == nil && !onTrial && s.entry.Counted && !s.entry.Again {
 		return nil, fmt.Errorf("version %s was never confirmed there: restart the capsule to start it: %w", s.entry.Version, errdefs.ErrFailedPrecondition)
 	}
 	return s, err

@@ -15,7 +15,8 @@
 // package what was asked for at the push.
 //
 // All that touches the machine goes through Machine, the slots' devices and the
-// slot package. Push never holds more than the hash tree and a few MiB.
+// slot package. Push never holds more than the hash tree, the kernel image and a few
+// MiB.
 package update
 
 import (
@@ -91,6 +92,8 @@ type Options struct {
 	Root func() (slot.Root, error)
 	// Counted says whether the running system is tentative, slot.Tentative.
 	Counted func(disk.Boot) (bool, error)
+	// Again says whether the running system was good before, slot.Again.
+	Again func() (bool, error)
 	// Bless makes the running system's entry one that isn't counted, slot.Bless.
 	Bless func(disk.Boot) error
 }
@@ -120,6 +123,9 @@ func (o *Options) defaults() {
 	if o.Counted == nil {
 		o.Counted = slot.Tentative
 	}
+	if o.Again == nil {
+		o.Again = slot.Again
+	}
 	if o.Bless == nil {
 		o.Bless = slot.Bless
 	}
@@ -140,6 +146,7 @@ type Manager struct {
 	changing sync.Mutex // a slot or what is started next: one push or rollback at a time
 	ending   sync.Mutex // the tentative system's end: confirmed or rolled back, not both
 	esp      sync.Mutex // files of the ESP between their making and their entry
+	kernel   *kernel    // of a push that broke; changing guards it
 
 	mu        sync.Mutex
 	looked    bool   // tentative is known
@@ -188,6 +195,12 @@ func (m *Manager) trial() (*trial, error) {
 			m.Log.Error("update", "error", err) // the deadline holds all the same
 		}
 		m.tentative = newTrial(h.last(m.runs))
+		if m.tentative.again, err = m.Again(); err != nil {
+			return nil, fmt.Errorf("look whether this system was gone back to: %w", err)
+		}
+		if m.tentative.again {
+			m.tentative.autoConfirm, m.tentative.window = againSoak, WindowDefault
+		}
 	}
 	m.looked = true
 	return m.tentative, nil
@@ -278,10 +291,9 @@ func (m *Manager) close(fits func(*record) bool, o outcome, reason string) error
 }
 
 // Rollback starts the system of the other slot, if every block of it is whole.
+//
+// In recovery mode, too: the other system may read what this one can't.
 func (m *Manager) Rollback(ctx context.Context) (*v1.UpdateServiceRollbackResponse, error) {
-	if !m.Machine.Normal() {
-		return nil, fmt.Errorf("a system in recovery mode can't roll back by command: %w", errdefs.ErrFailedPrecondition)
-	}
 	if !m.changing.TryLock() {
 		return nil, errBusy()
 	}
@@ -295,21 +307,34 @@ func (m *Manager) Rollback(ctx context.Context) (*v1.UpdateServiceRollbackRespon
 	if err != nil {
 		return nil, err
 	}
-	var other *system
-	err = m.ESP(disk.ReadOnly, func(esp string) (err error) {
-		other, err = m.former(esp, t != nil)
-		return err
-	})
-	if err == nil {
-		err = m.whole(ctx, other)
-	}
+	other, err := m.formerWhole(ctx, t != nil)
 	if err != nil {
-		return nil, fmt.Errorf("%s has no system to go back to: %w", m.other(), err)
+		return nil, err
 	}
 	if err := m.goBack(t != nil, "rolled back by an operator"); err != nil {
 		return nil, err
 	}
 	return &v1.UpdateServiceRollbackResponse{Version: other.entry.Version, Slot: other.entry.Slot}, nil
+}
+
+// formerWhole is the system that the running one can give way to, read to its last
+// block.
+func (m *Manager) formerWhole(ctx context.Context, onTrial bool) (other *system, err error) {
+	var missing error
+	err = m.ESP(disk.ReadOnly, func(esp string) error {
+		other, missing = m.former(esp, onTrial)
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("look at %s: %w", m.other(), err)
+	}
+	if missing == nil {
+		missing = m.whole(ctx, other)
+	}
+	if missing != nil {
+		return nil, fmt.Errorf("%s has no system to go back to: %w", m.other(), missing)
+	}
+	return other, nil
 }
 
 // goBack leaves the reason, makes the loader start the other slot and restarts. The

@@ -17,9 +17,11 @@ import (
 
 const (
 	lookEvery = 5 * time.Second // at the health of a tentative system
-	// earlier than process 1, which rolls back at the deadline without knowing why.
-	// A look may take as long as the time between two.
-	earlier = 10 * time.Second
+	// againSoak is how long a system that was gone back to must be healthy. It was
+	// confirmed once: nobody has to do it again.
+	againSoak = time.Minute
+	// startMax is what of a window may pass until a system is up.
+	startMax = 30 * time.Second
 )
 
 // trial is the time in which a tentative system must be confirmed.
@@ -27,6 +29,7 @@ type trial struct {
 	addressed   bool          // an uplink had an address before
 	window      time.Duration // by Uptime
 	autoConfirm time.Duration // 0: never
+	again       bool          // it was good before, and gone back to
 
 	problems []string
 	since    time.Duration // uptime from when on it was healthy; 0 when it isn't
@@ -59,6 +62,15 @@ func (t *trial) judge(problems []string, now time.Duration) {
 // soaked: it was healthy for as long as was asked for.
 func (t *trial) soaked(now time.Duration) bool {
 	return t.autoConfirm > 0 && t.since > 0 && now-t.since >= t.autoConfirm
+}
+
+// praise is why it is confirmed without an operator.
+func (t *trial) praise() string {
+	text := fmt.Sprintf("healthy for %v", t.autoConfirm)
+	if t.again {
+		return "it was gone back to, and " + text
+	}
+	return text
 }
 
 // verdict is why the system goes at its deadline.
@@ -272,11 +284,11 @@ func (m *Manager) look(t *trial) (over bool, err error) {
 		return true, nil
 	}
 	t.judge(problems, now)
-	soaked, late, verdict := t.soaked(now), now >= t.window-earlier, t.verdict()
+	soaked, late, verdict := t.soaked(now), now >= t.window, t.verdict()
 	m.mu.Unlock()
 	switch {
 	case soaked:
-		_, err := m.confirm(fmt.Sprintf("healthy for %v", t.autoConfirm))
+		_, err := m.confirm(t.praise())
 		return err == nil, err
 	case late:
 		return m.giveUp(verdict)

@@ -120,12 +120,12 @@ func TestDeadline(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			watched(t, tc.offer, func(t *testing.T, w *world, m *Manager) {
 				w.set(func() { tc.hurt(w) })
-				pass(tc.after - 11*time.Second)
+				pass(tc.after - time.Second)
 				if w.restarted() != 0 {
 					t.Error("too early")
 				}
-				// Process 1 would do it at the deadline.
-				pass(time.Second)
+				// Process 1 would do it 15 s after the deadline.
+				pass(2*time.Second + lookEvery)
 				if w.restarted() != 1 || w.entry(disk.SlotB) != nil {
 					t.Error(w.restarted(), w.entry(disk.SlotB))
 				}
@@ -208,12 +208,39 @@ func TestRollback(t *testing.T) {
 			if r, err := m.Rollback(t.Context()); err != nil || r.Version != want {
 				t.Fatal(r, err)
 			}
-			if m = w.settled(w.restart()); w.running != want || m.Tentative() != nil {
+			if m = w.settled(w.restart()); w.running != want || m.Tentative().GetConfirmsIn().AsDuration() != time.Minute {
+				t.Fatal(w.running, m.Tentative())
+			}
+			for _, over := range []bool{false, true} {
+				if is, err := m.look(m.tentative); is != over || err != nil {
+					t.Fatal(is, err)
+				}
+				w.begun = w.begun.Add(-time.Minute) // goes by
+			}
+		}
+		w.wantHistory(m, "v1.0.0 slot_a from : confirmed: it was gone back to, and healthy for 1m0s",
+			"v1.1.0 slot_b from v1.0.0: rolled_back: rolled back by an operator")
+	})
+	t.Run("to one that does not come up any more", func(t *testing.T) {
+		w, m := onTrial(t, nil)
+		w.settled(m)
+		if _, err := m.Confirm(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 { // asking twice is asking once
+			if r, err := m.Rollback(t.Context()); err != nil || r.Version != "v1.0.0" {
+				t.Fatal(r, err)
+			}
+			m = w.manager() // the daemon ended before the machine
+		}
+		for range 3 {
+			if w.restart(); w.running != "v1.0.0" {
 				t.Fatal(w.running)
 			}
 		}
-		w.wantHistory(m, "v1.0.0 slot_a from : confirmed: it was gone back to",
-			"v1.1.0 slot_b from v1.0.0: rolled_back: rolled back by an operator")
+		if m = w.settled(w.restart()); w.running != "v1.1.0" || m.Tentative() != nil {
+			t.Error(w.running, m.Tentative())
+		}
 	})
 	t.Run("to a damaged slot", func(t *testing.T) {
 		for name, hurt := range map[string]func(*world){
@@ -370,9 +397,14 @@ func TestRecoveryMode(t *testing.T) {
 	if s, err := m.Status(t.Context()); err != nil || s.Version != "v1.1.0" || s.Tentative == nil {
 		t.Error(s, err)
 	}
-	for call, err := range map[string]error{"confirm": second2(m.Confirm(t.Context())), "rollback": second2(m.Rollback(t.Context()))} {
-		if !errdefs.IsFailedPrecondition(err) {
-			t.Errorf("%s: %v", call, err)
-		}
+	if _, err := m.Confirm(t.Context()); !errdefs.IsFailedPrecondition(err) {
+		t.Error(err)
+	}
+	// One can go back, and nothing is written to /perm.
+	if r, err := m.Rollback(t.Context()); err != nil || r.Version != "v1.0.0" || w.restarted() != 1 {
+		t.Error(r, err)
+	}
+	if _, err := os.Stat(w.path("perm/rollback.json")); err == nil {
+		t.Error("a reason was written")
 	}
 }

@@ -222,6 +222,7 @@ func (w *world) manager() *Manager {
 			own, other := w.entry(w.boot.Slot), w.entry(slot.Other(w.boot.Slot))
 			return own != nil && own.Counted && other != nil && !other.Exhausted(), nil
 		},
+		Again: func() (bool, error) { return w.entry(w.boot.Slot).Again, nil },
 		Bless: func(disk.Boot) error {
 			from := "esp/loader/entries/" + w.entry(w.boot.Slot).File
 			return os.Rename(w.path(from), w.path("esp/loader/entries/capsule-"+w.boot.Slot+".conf"))
@@ -250,7 +251,8 @@ func (w *world) restart() *Manager {
 		w.t.Fatal("nothing to start")
 	}
 	if best.Counted {
-		next := fmt.Sprintf("capsule-%s+%d-%d.conf", best.Slot, best.Left-1, best.Done+1)
+		name, _, _ := strings.Cut(best.File, "+")
+		next := fmt.Sprintf("%s+%d-%d.conf", name, best.Left-1, best.Done+1)
 		if err := os.Rename(w.path("esp/loader/entries/"+best.File), w.path("esp/loader/entries/"+next)); err != nil {
 			w.t.Fatal(err)
 		}

@@ -25,8 +25,8 @@ const (
 )
 
 // DialVsock connects to the agent of the guest with the context ID. It waits for
-// the guest until ctx ends: the kernel alone gives up after two seconds, which a
-// guest that is emulated or starved may need.
+// the guest until ctx ends, at most 20 s: the kernel alone gives up after two, which
+// a guest that is emulated or starved may need.
 func DialVsock(ctx context.Context, cid uint32) (net.Conn, error) {
 	conn, err := connectVsock(ctx, cid)
 	if err != nil {
@@ -53,10 +53,11 @@ func connectVsock(ctx context.Context, cid uint32) (*socket.Conn, error) {
 	return conn, nil
 }
 
-// connectMax is how long the kernel tries at most, whatever the caller's patience.
-const connectMax = 10 * time.Minute
+// connectMax is how long one attempt lasts at most, whatever the caller's patience:
+// who calls tries again, in case that a guest lost the request with a driver's start.
+const connectMax = 20 * time.Second
 
-// waitLonger has the kernel try for as long as the caller does.
+// waitLonger has the kernel try for as long as the caller does, up to connectMax.
 func waitLonger(ctx context.Context, conn *socket.Conn) error {
 	limit := connectMax
 	if end, ok := ctx.Deadline(); ok {
