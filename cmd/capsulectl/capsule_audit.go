@@ -115,7 +115,7 @@ func auditRow(r *capsulev1.AuditResponse) []string {
 		result += ": " + m
 	}
 	if n := r.GetLost(); n > 0 {
-		result += fmt.Sprintf(" (%d records before this one were lost)", n)
+		result += fmt.Sprintf(" (%d calls before this one have no record)", n)
 	}
 	row := []string{r.GetTime().AsTime().UTC().Format(time.RFC3339), r.GetOperator(), r.GetMethod(), r.GetObject(), result}
 	for i := range row {

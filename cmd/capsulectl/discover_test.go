@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -11,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	capsulev1 "capsule/api/capsule/v1"
+	"capsule/internal/audit"
 	"capsule/internal/mdns"
 )
 
@@ -80,7 +82,20 @@ func TestFoundView(t *testing.T) {
 // What others call themselves does not move the cursor.
 func TestAuditRow(t *testing.T) {
 	row := auditRow(&capsulev1.AuditResponse{Operator: "x\x1b[2J", Code: "NotFound", Message: "no\nway", Lost: 3})
-	if row[1] != "x?[2J" || row[4] != "NotFound: no?way (3 records before this one were lost)" {
+	if row[1] != "x?[2J" || row[4] != "NotFound: no?way (3 calls before this one have no record)" {
 		t.Errorf("%q", row)
+	}
+}
+
+// What the help says of the audit log's size is what it is.
+func TestAuditHelp(t *testing.T) {
+	long := newCapsuleAuditCommand(&app{}).Long
+	for _, quote := range []string{
+		fmt.Sprintf("%d MiB of changes", audit.Files*audit.ChangesMax>>20),
+		fmt.Sprintf("%d MiB of refusals", audit.Files*audit.RefusalsMax>>20),
+	} {
+		if !strings.Contains(strings.ReplaceAll(long, "\n", " "), quote) {
+			t.Errorf("the help does not say %q", quote)
+		}
 	}
 }

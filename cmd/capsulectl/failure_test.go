@@ -26,8 +26,8 @@ func TestExplainTellsAll(t *testing.T) {
 		{errors.Join(denied, late), "4 not for readers\nworkload \"b\" not ready (ask for a certificate with a higher role)"},
 		{errors.Join(denied, errors.Join(status.Error(codes.NotFound, "no such volume"))), "4 not for readers\nno such volume (ask for a certificate with a higher role)"},
 		{status.Error(codes.Unavailable, "volumes are not ready yet"), "1 volumes are not ready yet (try again in a moment)"},
-		{status.Error(codes.Unavailable, `connection error: desc = "transport: Error while dialing: dial tcp 127.0.0.1:1: connect: connection refused"`), "1 the capsule does not answer: connection refused (is it powered on and on this network? \"capsulectl lab list\" and \"capsulectl context list\" show what is known here)"},
-		{status.Error(codes.Unavailable, "error reading from server: EOF"), "1 the capsule does not answer: error reading from server: EOF (is it powered on and on this network? \"capsulectl lab list\" and \"capsulectl context list\" show what is known here)"},
+		{status.Error(codes.Unavailable, `connection error: desc = "transport: Error while dialing: dial tcp 127.0.0.1:1: connect: connection refused"`), "1 the capsule does not answer: connection refused (is it powered on and on this network? \"capsulectl discover\" shows what answers, \"capsulectl context list\" what is known here)"},
+		{status.Error(codes.Unavailable, "error reading from server: EOF"), "1 the capsule does not answer: error reading from server: EOF (is it powered on and on this network? \"capsulectl discover\" shows what answers, \"capsulectl context list\" what is known here)"},
 		{fmt.Errorf("%w: %w", late, errors.New("no list")), `3 workload "b" not ready (it goes on)`},
 	} {
 		f := (&app{}).explain(t.Context(), c.err)

@@ -1,12 +1,16 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
+	"time"
 
 	"capsule/internal/disk"
 	"capsule/internal/identity"
@@ -68,4 +72,29 @@ func (m *machine) copySeed(to string) error {
 		return fmt.Errorf("keep the seed: %w", err)
 	}
 	return os.WriteFile(to, seed, 0o600)
+}
+
+// disksEvery is how often a machine that is to be installed is asked for its disks.
+const disksEvery = 2 * time.Second
+
+// watchDisks shows the disks of the machine with what is on them, and again when one
+// comes or goes. Nothing of them is read but then: a disk may be asleep.
+func (m *machine) watchDisks(ctx context.Context, i *installer.Installer) {
+	tick := time.NewTicker(disksEvery)
+	defer tick.Stop()
+	for known := []disk.Device(nil); ; {
+		if now := disk.Devices(i.Sysfs); known == nil || !slices.Equal(now, known) {
+			known = now
+			var text strings.Builder
+			for _, c := range i.Disks() {
+				text.WriteString(c.String() + "\n")
+			}
+			m.update(func(s *shown) { s.disks = text.String() })
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
 }

@@ -60,6 +60,7 @@ type shown struct {
 	left   time.Duration // until a tentative system is rolled back
 
 	virtualization string // as in InfoResponse
+	disks          string // of a machine to be installed, one a line
 }
 
 func newMachine() *machine {
@@ -254,7 +255,7 @@ func (m *machine) update(change func(*shown)) {
 	}
 	switch {
 	case m.installs:
-		s.Mode = "installer"
+		s.Mode, s.Disks = "installer", m.shown.disks
 	case m.reason != "":
 		s.Mode = "recovery"
 	}

@@ -25,6 +25,7 @@ import (
 	"capsule/internal/container"
 	"capsule/internal/identity"
 	"capsule/internal/image"
+	"capsule/internal/installer"
 	"capsule/internal/instance"
 	"capsule/internal/logs"
 	"capsule/internal/lvm"
@@ -58,20 +59,21 @@ const (
 // daemon is the serve role: it brings the parts together. The API comes first
 // and waits for nothing; all else joins when it can.
 type daemon struct {
-	machine  *machine
-	store    *store.Store // a copy, or nil, in recovery mode
-	client   *containerd.Client
-	conn     *grpc.ClientConn
-	images   *image.Store
-	volumes  *volume.Manager // nil in recovery mode
-	kept     chan struct{}   // closed once volumes are usable
-	loop     atomic.Pointer[workload.Loop]
-	looping  chan struct{} // closed once the loop is there
-	updates  *update.Manager
-	network  atomic.Pointer[network.Network]
-	audit    *audit.Log // nil where none can be kept
-	found    *discovery
-	filtered chan struct{} // closed once making the network was tried
+	machine   *machine
+	store     *store.Store // a copy, or nil, in recovery mode
+	client    *containerd.Client
+	conn      *grpc.ClientConn
+	images    *image.Store
+	volumes   *volume.Manager // nil in recovery mode
+	kept      chan struct{}   // closed once volumes are usable
+	loop      atomic.Pointer[workload.Loop]
+	looping   chan struct{} // closed once the loop is there
+	updates   *update.Manager
+	installer *installer.Installer // nil but on a stick
+	network   atomic.Pointer[network.Network]
+	audit     *audit.Log // nil where none can be kept
+	found     *discovery
+	filtered  chan struct{} // closed once making the network was tried
 
 	announced atomic.Bool // process 1 knows that all works
 	silent    atomic.Bool // the API has not answered the last call of our own
@@ -112,6 +114,9 @@ func serve(ctx context.Context) error {
 	m.update(func(s *shown) { s.ready = true })
 	go m.watchClaim(life)
 	go d.beat(life, pulse)
+	if m.installs {
+		go m.watchDisks(life, d.installer)
+	}
 	if m.normal() {
 		go d.watchUpdate(life)
 		go d.keepVolumes(life)
@@ -262,7 +267,8 @@ func (d *daemon) newServer(id *identity.Identity) (*grpc.Server, error) {
 	}
 	o := server.Options{TLS: config, Identity: id, Store: d.store, Machine: d.machine, Kinds: kinds(), Log: slog.Default()}
 	if d.machine.installs {
-		o.Installer = d.newInstaller(id)
+		d.installer = d.newInstaller(id)
+		o.Installer = d.installer
 	}
 	if d.updates, err = d.newUpdates(); err != nil {
 		return nil, err

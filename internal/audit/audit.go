@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/time/rate"
 )
 
 // Limits of what is kept, of each file and of all.
@@ -31,6 +32,13 @@ const (
 	ChangesMax  = 4 << 20 // bytes of a file of changes
 	RefusalsMax = 1 << 20 // bytes of a file of refusals
 	Files       = 4       // of each kind; the oldest goes
+)
+
+// Refusals that are recorded, so that strangers can't wear the disk out: so many
+// at once, then one after each of these. The others are counted.
+const (
+	refusalsBurst = 100
+	refusalEvery  = time.Second
 )
 
 const (
@@ -51,7 +59,7 @@ type Record struct {
 	Code     string        `json:"code"` // "OK", or that of gRPC; "Running" for a call that goes on
 	Message  string        `json:"message,omitempty"`
 	Duration time.Duration `json:"duration"` // nanoseconds
-	// Lost are the records before this one that could not be written.
+	// Lost are the calls before this one that have no record.
 	Lost int `json:"lost,omitempty"`
 }
 
@@ -82,6 +90,7 @@ type Log struct {
 	log      *slog.Logger
 	changes  *book
 	refusals *book
+	strain   *rate.Limiter // of refusals
 
 	mu        sync.Mutex
 	timer     *time.Timer // until the next sync; nil when all is on the disk
@@ -95,7 +104,7 @@ func Open(dir string, log *slog.Logger) (*Log, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open the audit log: %w", err)
 	}
-	l := &Log{log: log, followers: map[chan Record]bool{}}
+	l := &Log{log: log, followers: map[chan Record]bool{}, strain: rate.NewLimiter(rate.Every(refusalEvery), refusalsBurst)}
 	var err error
 	if l.changes, err = openBook(dir, "changes", ChangesMax); err != nil {
 		return nil, fmt.Errorf("open the audit log: %w", err)
@@ -109,8 +118,16 @@ func Open(dir string, log *slog.Logger) (*Log, error) {
 // Changed appends a call that was let in and may have changed something.
 func (l *Log) Changed(r Record) { l.append(l.changes, r) }
 
-// Refused appends a call that was not let in.
-func (l *Log) Refused(r Record) { l.append(l.refusals, r) }
+// Refused appends a call that was not let in, or counts it where there are many.
+func (l *Log) Refused(r Record) {
+	if l.strain.Allow() {
+		l.append(l.refusals, r)
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.refusals.lost++
+}
 
 func (l *Log) append(b *book, r Record) {
 	l.mu.Lock()
@@ -121,12 +138,14 @@ func (l *Log) append(b *book, r Record) {
 	r = r.bounded()
 	r.Lost = b.lost
 	if err := b.append(r); err != nil {
-		if b.lost++; b.lost == 1 {
+		b.lost++
+		if !b.failed {
 			l.log.Error("the audit log can't be written; calls go on without a record", "error", err)
 		}
+		b.failed = true
 		return
 	}
-	b.lost = 0
+	b.lost, b.failed = 0, false
 	l.tell(r)
 	if l.timer == nil {
 		l.timer = time.AfterFunc(syncAfter, l.sync)

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
 )
 
 func open(t *testing.T, dir string) *Log {
@@ -111,6 +112,7 @@ func TestRotation(t *testing.T) {
 	dir := t.TempDir()
 	l := open(t, dir)
 	l.changes.most, l.refusals.most = 2000, 1000
+	l.strain.SetLimit(rate.Inf)
 	l.Changed(record(0, "first"))
 	for i := range 100 {
 		l.Refused(record(i, fmt.Sprintf("no%d", i)))
@@ -140,6 +142,28 @@ func TestRotation(t *testing.T) {
 	changed := slices.DeleteFunc(got, func(s string) bool { return strings.HasPrefix(s, "no") })
 	if n := len(changed); n < 20 || changed[n-1] != "yes99" || changed[0] != fmt.Sprintf("yes%d", 100-n) {
 		t.Errorf("%d changes: %q", n, changed)
+	}
+}
+
+// A flood of refusals is counted, not written.
+func TestFlood(t *testing.T) {
+	l := open(t, t.TempDir())
+	for i := range 50 * refusalsBurst {
+		l.Refused(record(i, "no"))
+	}
+	l.Changed(record(1, "yes"))
+	l.strain.SetLimit(rate.Inf)
+	l.Refused(record(100, "last"))
+	var list []Record
+	if err := l.Read(t.Context(), all, func(r Record) error { list = append(list, r); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	n, counted := len(list), 0
+	for _, r := range list {
+		counted += 1 + r.Lost
+	}
+	if n > 2*refusalsBurst || counted != 50*refusalsBurst+2 {
+		t.Errorf("%d records for %d calls, of %d", n, counted, 50*refusalsBurst+2)
 	}
 }
 

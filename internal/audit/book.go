@@ -20,7 +20,9 @@ type book struct {
 	file *os.File
 	size int64
 	torn bool // the file ends in the middle of a line
-	lost int  // records that could not be written since one could
+	lost int  // calls without a record since the last one
+	// failed is the last write, which was logged.
+	failed bool
 }
 
 func openBook(dir, name string, most int64) (*book, error) {

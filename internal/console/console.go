@@ -27,10 +27,11 @@ type State struct {
 	Fingerprint       string // of its key, "3f2a:91c0:…"
 	Version           string
 	Slot              string
-	Mode              string // normal or recovery
+	Mode              string // normal, recovery or installer
 	Reason            string // of a recovery, or what the operator should know
 	Network           string // why there's no address
 	Ready             bool   // the API answers
+	Disks             string // that a capsule can be installed on, or can't: one a line
 
 	Left time.Duration // until the running system is rolled back unless it's confirmed; 0: it's confirmed
 }
@@ -187,7 +188,7 @@ func rows(s State, width int) [][2]string {
 	add("claim", s.Claim)
 	add("code", s.Code)
 	if s.Code != "" {
-		add("", "capsulectl claim "+orText(s.Name, "NAME"))
+		add("", nextStep(s)+orText(s.Name, "NAME"))
 	}
 	add("", s.Unclaimable)
 	add("key", breakable(s.Fingerprint, width))
@@ -196,10 +197,21 @@ func rows(s State, width int) [][2]string {
 		add("mode", strings.ToUpper(s.Mode))
 	}
 	add("reason", s.Reason)
+	for line := range strings.Lines(s.Disks) {
+		add("disk", strings.TrimSpace(line))
+	}
 	if s.Left > 0 {
 		add("update", tentative(s))
 	}
 	return out
+}
+
+// nextStep is the command for whoever reads the code. The installer claims on its way.
+func nextStep(s State) string {
+	if s.Mode == "installer" {
+		return "capsulectl install "
+	}
+	return "capsulectl claim "
 }
 
 // breakable lets a fingerprint go on in the next line, in equal pieces.
@@ -255,6 +267,11 @@ func changes(before, s State, up time.Duration) string {
 		say("capsule update: %s", tentative(s))
 	case before.Left > 0 && s.Left <= 0:
 		say("capsule update: %s is confirmed", orText(s.Version, "this version"))
+	}
+	if s.Disks != before.Disks {
+		for line := range strings.Lines(s.Disks) {
+			say("capsule disk: %s", strings.TrimSpace(line))
+		}
 	}
 	if s.Code != before.Code && s.Code != "" {
 		say("capsule claim: code=%s name=%s key=%s", s.Code, s.Name, s.Fingerprint)

@@ -154,6 +154,20 @@ func Unfit(c Candidate) string {
 	return ""
 }
 
+// String is a line for people: what the disk is, and what is on it.
+func (c Candidate) String() string {
+	text := fmt.Sprintf("%s, %d GB", named(c), c.Bytes/1e9)
+	switch {
+	case c.Booted:
+		return text + ": the stick"
+	case len(c.Contents) > 0:
+		return text + ": holds " + holds(c)
+	case c.Fault != "":
+		return text + ": can't be read"
+	}
+	return text + ": empty"
+}
+
 func named(c Candidate) string {
 	text := c.Name
 	if c.Model != "" {

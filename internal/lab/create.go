@@ -3,6 +3,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -56,7 +57,7 @@ func (o Options) machine(ctx context.Context) (*Machine, error) {
 	}
 	m := &Machine{
 		Name: o.name(), Dir: filepath.Join(root, o.name()), MemoryBytes: o.MemoryBytes, CPUs: o.CPUs,
-		ICount: o.ICount, Restrict: o.Restrict, DiskCache: o.DiskCache, Record: o.Record, Args: o.Args,
+		ICount: o.ICount, Restrict: o.Restrict, DiskCache: o.DiskCache, Record: o.Record, Args: o.Args, Stick: o.Stick,
 		readyMax: o.ReadyMax, progress: o.Progress,
 	}
 	if !nameForm.MatchString(m.Name) {
@@ -73,6 +74,9 @@ func (o Options) machine(ctx context.Context) (*Machine, error) {
 	}
 	if m.CPUs == 0 {
 		m.CPUs = min(runtime.NumCPU(), maxCPUs)
+	}
+	if o.Stick {
+		m.BlockBytes = cmp.Or(o.BlockBytes, sectorBytes)
 	}
 	if m.DiskCache == "" {
 		m.DiskCache = "writeback"
@@ -117,20 +121,10 @@ func (m *Machine) furnish(ctx context.Context, o Options) error {
 	}
 	m.say("copy %s", image)
 	m.Firmware = code
-	if err := copySparse(ctx, m.Disk(), image); err != nil {
-		return err
-	}
 	if err := copySparse(ctx, m.path("variables.fd"), variables); err != nil {
 		return err
 	}
-	if err := growDisk(m.Disk(), o.DiskBytes); err != nil {
-		return err
-	}
-	seed, err := m.writeKeys()
-	if err != nil {
-		return err
-	}
-	if err := seedESP(m.Disk(), seed); err != nil {
+	if err := m.furnishDisks(ctx, o, image); err != nil {
 		return err
 	}
 	if m.Record {
@@ -142,6 +136,25 @@ func (m *Machine) furnish(ctx context.Context, o Options) error {
 		return err
 	}
 	return m.save()
+}
+
+// furnishDisks gives the machine a disk with a capsule and who is let in; or a stick
+// and a disk with nothing, and nobody knows the capsule that is to be.
+func (m *Machine) furnishDisks(ctx context.Context, o Options, image string) error {
+	if m.Stick {
+		return errors.Join(copySparse(ctx, m.StickImage(), image), os.WriteFile(m.Disk(), nil, 0o600), growDisk(m.Disk(), o.DiskBytes))
+	}
+	if err := copySparse(ctx, m.Disk(), image); err != nil {
+		return err
+	}
+	if err := growDisk(m.Disk(), o.DiskBytes); err != nil {
+		return err
+	}
+	seed, err := m.writeKeys()
+	if err != nil {
+		return err
+	}
+	return seedESP(m.Disk(), seed)
 }
 
 func (m *Machine) save() error {

@@ -53,6 +53,8 @@ type Options struct {
 	ICount      string    // QEMU's -icount, for times that repeat; needs TCG
 	Restrict    bool      // no way out of the machine's network
 	DiskCache   string    // QEMU's cache mode, "writeback"; flushes are honoured
+	Stick       bool      // the image is a USB stick, without a seed, and the disk an empty NVMe
+	BlockBytes  int       // of that disk, 512
 	Record      bool      // keep all writes to the disk in WriteLog, and in BaseDisk what it was before
 	Args        []string  // further QEMU arguments
 	ReadyMax    time.Duration
@@ -79,9 +81,13 @@ type Machine struct {
 	ICount      string    `json:"icount,omitempty"`
 	Restrict    bool      `json:"restrict,omitempty"`
 	DiskCache   string    `json:"disk_cache"`
-	Record      bool      `json:"record,omitempty"`
-	Args        []string  `json:"args,omitempty"`
-	Sockets     string    `json:"sockets"` // folder of short-named sockets
+	// Stick: the USB stick is plugged in.
+	Stick bool `json:"stick,omitempty"`
+	// BlockBytes of an NVMe disk; 0: the disk is of virtio.
+	BlockBytes int      `json:"block_bytes,omitempty"`
+	Record     bool     `json:"record,omitempty"`
+	Args       []string `json:"args,omitempty"`
+	Sockets    string   `json:"sockets"` // folder of short-named sockets
 
 	readyMax time.Duration
 	progress func(Step)
@@ -187,6 +193,15 @@ func (m *Machine) Context() (contexts.Context, error) {
 
 // ConsoleLog is the file with all that the machine's serial port showed.
 func (m *Machine) ConsoleLog() string { return m.path("console.log") }
+
+// StickImage is what is plugged in of a machine that is to be installed.
+func (m *Machine) StickImage() string { return m.path("stick.img") }
+
+// Plug puts the stick in, or pulls it out, from the next start on.
+func (m *Machine) Plug(in bool) error {
+	m.Stick = in
+	return m.save()
+}
 
 // Disk is the machine's disk, a raw sparse file.
 func (m *Machine) Disk() string { return m.path("disk.img") }

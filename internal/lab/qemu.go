@@ -102,9 +102,23 @@ func (m *Machine) diskArguments() []string {
 	if m.Record {
 		return m.recordArguments()
 	}
+	args := []string{"-drive", "if=none,id=disk,format=raw,discard=unmap,detect-zeroes=unmap,cache=" + m.DiskCache + ",file=" + quote(m.Disk())}
+	if m.BlockBytes == 0 {
+		return append(args, "-device", "virtio-blk-pci,drive=disk,serial=capsule-lab,bootindex=0")
+	}
+	args = append(args, "-device", fmt.Sprintf("nvme,drive=disk,serial=capsule-lab,bootindex=1,logical_block_size=%d,physical_block_size=%d", m.BlockBytes, m.BlockBytes))
+	if m.Stick {
+		args = append(args, m.stickArguments()...)
+	}
+	return args
+}
+
+// stickArguments plug it into a USB controller.
+func (m *Machine) stickArguments() []string {
 	return []string{
-		"-drive", "if=none,id=disk,format=raw,discard=unmap,detect-zeroes=unmap,cache=" + m.DiskCache + ",file=" + quote(m.Disk()),
-		"-device", "virtio-blk-pci,drive=disk,serial=capsule-lab,bootindex=0",
+		"-drive", "if=none,id=stick,format=raw,file=" + quote(m.StickImage()),
+		"-device", "qemu-xhci,id=usb",
+		"-device", "usb-storage,bus=usb.0,removable=on,drive=stick,serial=capsule-stick,bootindex=0",
 	}
 }
 

@@ -15,7 +15,7 @@ import (
 const ramIDFile = "/run/capsule/machine-id"
 
 // whyInstaller is what the operator reads instead of a reason for recovery.
-const whyInstaller = "started from a stick, to be installed on a disk of this machine: capsulectl install"
+const whyInstaller = "started from a stick, to be installed on a disk of this machine"
 
 // A medium is what the system was started from.
 type medium struct {

@@ -33,7 +33,9 @@ const (
 // AccessService is about who may enter the capsule.
 type AccessServiceClient interface {
 	// Claim makes whoever knows the code on the console the first admin. Both
-	// sides prove to know it, bound to this very connection.
+	// sides prove to know it, bound to this very connection. The same key has the
+	// same answer again, by the same code, until its certificate is first used: keep
+	// the certificate before that.
 	Claim(ctx context.Context, in *ClaimRequest, opts ...grpc.CallOption) (*ClaimResponse, error)
 	ListOperators(ctx context.Context, in *ListOperatorsRequest, opts ...grpc.CallOption) (*ListOperatorsResponse, error)
 	// GrantOperator lets somebody in whose key was made where it is used.
@@ -111,7 +113,9 @@ func (c *accessServiceClient) RenewCertificate(ctx context.Context, in *RenewCer
 // AccessService is about who may enter the capsule.
 type AccessServiceServer interface {
 	// Claim makes whoever knows the code on the console the first admin. Both
-	// sides prove to know it, bound to this very connection.
+	// sides prove to know it, bound to this very connection. The same key has the
+	// same answer again, by the same code, until its certificate is first used: keep
+	// the certificate before that.
 	Claim(context.Context, *ClaimRequest) (*ClaimResponse, error)
 	ListOperators(context.Context, *ListOperatorsRequest) (*ListOperatorsResponse, error)
 	// GrantOperator lets somebody in whose key was made where it is used.

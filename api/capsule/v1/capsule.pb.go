@@ -795,7 +795,8 @@ type AuditResponse struct {
 	// Of the error.
 	Message  string               `protobuf:"bytes,8,opt,name=message,proto3" json:"message,omitempty"`
 	Duration *durationpb.Duration `protobuf:"bytes,9,opt,name=duration,proto3" json:"duration,omitempty"`
-	// Calls before this one that could not be recorded, as on a full disk.
+	// Calls before this one that have no record: the disk was full, or refusals
+	// came in a flood.
 	Lost          uint32 `protobuf:"varint,10,opt,name=lost,proto3" json:"lost,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
