@@ -91,14 +91,13 @@ func (r *Responder) Run(ctx context.Context) error {
 func (r *Responder) serve(ctx context.Context, socks *sockets) error {
 	life, end := context.WithCancel(context.WithoutCancel(ctx))
 	packets, broken := make(chan packet, queueMax), make(chan error, 1)
-	go func() { broken <- socks.receive(life, packets) }()
+	done := make(chan struct{})
+	go func() { defer close(done); broken <- socks.receive(life, packets) }()
 	s := &speaker{socks: socks, log: r.log, links: map[int]*spoken{}, limit: rate.NewLimiter(rate.Every(unicastEvery), unicastBurst)}
 	err := s.run(ctx, r, packets, broken)
 	end()
 	socks.close()
-	if err == nil {
-		_ = <-broken // closed by us
-	}
+	<-done
 	return err
 }
 
