@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -260,6 +261,24 @@ func TestClaimOfLiar(t *testing.T) {
 			}
 			nothingSaved(t, store)
 		})
+	}
+}
+
+// Who sits at a terminal may mistype.
+func TestClaimTypedAgain(t *testing.T) {
+	c := newUnclaimed(t)
+	t.Setenv("XDG_CONFIG_HOME", t.TempDir())
+	typed := "a3f2\n00000-00000-00000-00000\n" + strings.ReplaceAll(strings.ToLower(string(c.id.Offer().Code)), "-", " ") + "\n"
+	var errs bytes.Buffer
+	a := &app{ui: &ui{in: strings.NewReader(typed), inTTY: true, out: io.Discard, err: &errs}}
+	if _, err := a.claim(t.Context(), ClaimOptions{}, c.address); err != nil {
+		t.Error(err)
+	}
+	const prompt = "Code on the capsule's console: "
+	want := prompt + "warning: code: it has 4 characters of 20\n" + prompt +
+		"warning: that is not the code on the capsule's console, or somebody is in between; 9 of 10 tries are left\n" + prompt
+	if errs.String() != want {
+		t.Errorf("got %q", &errs)
 	}
 }
 
