@@ -107,6 +107,8 @@ type speaker struct {
 	log   *slog.Logger
 	links map[int]*spoken // by index
 	limit *rate.Limiter   // of answers to single askers
+	// refused is what can't be said, and was complained of.
+	refused Service
 }
 
 // spoken is a link with what is said on it.
@@ -146,8 +148,10 @@ func (s *speaker) run(ctx context.Context, r *Responder, packets <-chan packet, 
 func (s *speaker) follow(service Service, links []Link) {
 	if service != (Service{}) {
 		if err := service.check(); err != nil {
-			s.log.Error("the capsule can't be found", "error", err)
-			service = Service{}
+			if service != s.refused {
+				s.log.Error("the capsule can't be found", "error", err)
+			}
+			s.refused, service = service, Service{}
 		}
 	}
 	there := map[int]bool{}
