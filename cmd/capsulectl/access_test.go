@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -263,6 +264,24 @@ func TestClaimOfLiar(t *testing.T) {
 	}
 }
 
+// Who sits at a terminal may mistype.
+func TestClaimTypedAgain(t *testing.T) {
+	c := newUnclaimed(t)
+	t.Setenv("XDG_CONFIG_HOME", t.TempDir())
+	typed := "a3f2\n00000-00000-00000-00000\n" + strings.ReplaceAll(strings.ToLower(string(c.id.Offer().Code)), "-", " ") + "\n"
+	var errs bytes.Buffer
+	a := &app{ui: &ui{in: strings.NewReader(typed), inTTY: true, out: io.Discard, err: &errs}}
+	if _, err := a.claim(t.Context(), ClaimOptions{}, c.address); err != nil {
+		t.Error(err)
+	}
+	const prompt = "Code on the capsule's console: "
+	want := prompt + "warning: code: it has 4 characters of 20\n" + prompt +
+		"warning: that is not the code on the capsule's console, or somebody is in between; 9 of 10 tries are left\n" + prompt
+	if errs.String() != want {
+		t.Errorf("got %q", &errs)
+	}
+}
+
 // The capsule's answer may be lost anywhere: the same command ends what was begun,
 // with the same key.
 func TestClaimAnswerLost(t *testing.T) {
@@ -382,5 +401,107 @@ func TestSeek(t *testing.T) {
 				t.Errorf("context says %q, %v", got.Host, err)
 			}
 		})
+	}
+}
+
+// renewIn is a command that renews the certificate of "kitchen".
+func renewIn(t *testing.T) error {
+	t.Helper()
+	a := &app{ui: &ui{out: io.Discard, err: io.Discard}, capsule: "kitchen"}
+	defer a.close()
+	if _, err := a.dial(); err != nil {
+		return err
+	}
+	_, err := a.renew(t.Context())
+	return err
+}
+
+// kitchen is a claimed capsule and its owner's contexts.
+func kitchen(t *testing.T) (*testCapsule, *contexts.Store) {
+	t.Helper()
+	c := newUnclaimed(t)
+	_, store, err := claimIn(t, c.address, c.id.Offer().Code)
+	if err != nil {
+		t.Fatal(err)
+	}
+	made, err := store.Get("capsule-test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	made.Name = "kitchen"
+	if err := store.Put(made); err != nil {
+		t.Fatal(err)
+	}
+	return c, store
+}
+
+// letIn tells that the context's certificate opens the capsule, and is the only one.
+func letIn(t *testing.T, c *testCapsule) {
+	t.Helper()
+	a := &app{ui: &ui{out: io.Discard, err: io.Discard}, capsule: "kitchen"}
+	defer a.close()
+	if _, err := capsuleInfo(t.Context(), a); err != nil {
+		t.Errorf("not let in: %v", err)
+	}
+	if all := c.id.List(); len(all) != 1 {
+		t.Errorf("%d keys are let in", len(all))
+	}
+}
+
+// The answer to a renewal gets lost: what is in the context goes on, and the next
+// renewal asks for the same key.
+func TestRenewAnswerLost(t *testing.T) {
+	c, store := kitchen(t)
+	a := &app{ui: &ui{out: io.Discard, err: io.Discard}, capsule: "kitchen"}
+	defer a.close()
+	cl, err := a.dial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := store.Await("renew-" + pendingName(cl.context))
+	if err != nil {
+		t.Fatal(err)
+	}
+	csr, err := key.Request("renew")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := cl.access.RenewCertificate(t.Context(), &capsulev1.RenewCertificateRequest{Csr: csr}); err != nil {
+		t.Fatal(err)
+	}
+	before, err := store.Get("kitchen")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := renewIn(t); err != nil {
+		t.Fatal(err)
+	}
+	after, err := store.Get("kitchen")
+	if err != nil || after.Certificate == before.Certificate || after.Key == before.Key {
+		t.Errorf("not renewed: %v", err)
+	}
+	if text, err := key.KeyPEM(); err != nil || after.Key != text {
+		t.Error("another key than the one that waited")
+	}
+	letIn(t, c)
+}
+
+// Of commands that renew at the same time, none shuts the others out.
+func TestRenewAtOnce(t *testing.T) {
+	c, store := kitchen(t)
+	for range 5 {
+		var all sync.WaitGroup
+		for range 6 {
+			all.Go(func() {
+				if err := renewIn(t); err != nil && !errors.Is(err, errRenewed) {
+					t.Errorf("renew: %v", err)
+				}
+			})
+		}
+		all.Wait()
+		letIn(t, c)
+	}
+	if waiting, err := store.PendingKeys(); err != nil || len(waiting) != 0 {
+		t.Errorf("%d keys still wait, %v", len(waiting), err)
 	}
 }

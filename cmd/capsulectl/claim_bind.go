@@ -70,7 +70,7 @@ func bind(ctx context.Context, host string) (*bound, error) {
 	once := make(chan net.Conn, 1)
 	once <- conn
 	close(once)
-	b.conn, err = grpc.NewClient("passthrough:///"+host, grpc.WithNoProxy(), grpc.WithDisableRetry(),
+	b.conn, err = grpc.NewClient(contexts.Target(host), grpc.WithNoProxy(), grpc.WithDisableRetry(),
 		grpc.WithTransportCredentials(insecure.NewCredentials()), // it is TLS already
 		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) {
 			if c, ok := <-once; ok {

@@ -60,13 +60,13 @@ func (a *app) dial() (*client, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn, err := c.Dial(append(a.heeding(), seek.options()...)...)
-	if err != nil {
-		return nil, err
-	}
 	saved := c.Name
 	if host, ok := contexts.Address(named); ok && host == c.Host {
 		seek.ca, saved, c.Name = "", "", "" // that address and no other
+	}
+	conn, err := c.Dial(append(a.heeding(), seek.options()...)...)
+	if err != nil {
+		return nil, err
 	}
 	a.client = &client{
 		context: c, saved: saved, seek: seek, conn: conn,

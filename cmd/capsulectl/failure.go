@@ -200,6 +200,9 @@ func cause(message string) string {
 	if _, after, ok := strings.Cut(message, "connect: "); ok {
 		message = after
 	}
+	if strings.HasSuffix(message, "i/o timeout") {
+		message = "nothing answers"
+	}
 	return strings.Trim(message, "\"' ")
 }
 

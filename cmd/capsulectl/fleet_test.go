@@ -3,10 +3,15 @@
 package main
 
 import (
+	"bytes"
+	"context"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -93,5 +98,72 @@ func TestTagged(t *testing.T) {
 		if got, err := encodeJSON(tagged{"x", c.value}); err != nil || string(got) != c.want {
 			t.Errorf("%v: %s, %v", c.value, got, err)
 		}
+	}
+}
+
+// No more than fanMax are asked at a time, and all are.
+func TestAskAllIsBounded(t *testing.T) {
+	var names []string
+	for i := range 5 * fanMax {
+		names = append(names, fmt.Sprint(i))
+	}
+	var now, most atomic.Int32
+	var full sync.WaitGroup
+	full.Add(fanMax)
+	a := &app{ui: &ui{out: io.Discard, err: io.Discard}}
+	answers := a.askAll(t.Context(), names, func(_ context.Context, a *app) (view, error) {
+		n := now.Add(1)
+		defer now.Add(-1)
+		for old := most.Load(); n > old && !most.CompareAndSwap(old, n); old = most.Load() {
+		}
+		if len(a.capsule) == 1 && a.capsule[0]-'0' < fanMax { // the first wait for each other
+			full.Done()
+			full.Wait()
+		}
+		return view{names: []string{a.capsule}}, nil
+	})
+	if most.Load() != fanMax {
+		t.Errorf("%d at a time", most.Load())
+	}
+	for i, one := range answers {
+		if one.capsule != names[i] || len(one.view.names) != 1 || one.view.names[0] != names[i] {
+			t.Errorf("answer %d is of %q: %q", i, one.capsule, one.view.names)
+		}
+	}
+}
+
+// Who doesn't want to wait for a capsule that hangs sees what the others said.
+func TestInterruptShowsTheOthers(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	dir := t.TempDir()
+	t.Setenv("XDG_CONFIG_HOME", dir)
+	store, err := contexts.Open(filepath.Join(dir, "capsule"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"attic", "cellar"} {
+		if err := store.Put(contexts.Context{Name: name, Host: "127.0.0.1:1"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var out, errs bytes.Buffer
+	a := &app{ui: &ui{out: &out, err: &errs}, everyone: true, output: formatTable}
+	err = a.read(ctx, func(ctx context.Context, a *app) (view, error) {
+		if a.capsule == "cellar" {
+			<-ctx.Done()
+			return view{}, ctx.Err()
+		}
+		a.ui.note("half of a line, and\nanother")
+		cancel()
+		return view{columns: []string{"NAME"}, rows: [][]string{{"web"}}}, nil
+	})
+	if err != errReported { //nolint:errorlint // it is that very one
+		t.Errorf("got %v", err)
+	}
+	if want := "CAPSULE   NAME\nattic     web\n"; out.String() != want {
+		t.Errorf("got %q", &out)
+	}
+	if want := "attic: half of a line, and\nattic: another\nerror: capsule \"cellar\": interrupted\n"; errs.String() != want {
+		t.Errorf("got %q", &errs)
 	}
 }

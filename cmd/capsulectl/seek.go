@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"net"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -201,7 +202,10 @@ func (s *seeker) proven(host string) {
 // named is a host that the DNS has to find: it is for the DNS to say that it moved.
 func named(address string) string {
 	host, _, err := net.SplitHostPort(address)
-	if err != nil || net.ParseIP(host) != nil {
+	if err != nil {
+		return ""
+	}
+	if _, err := netip.ParseAddr(host); err == nil { // with a zone too
 		return ""
 	}
 	return host

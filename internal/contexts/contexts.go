@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -89,14 +90,17 @@ func (c Context) Dial(more ...grpc.DialOption) (*grpc.ClientConn, error) {
 		// Notices a capsule that lost its power during a follow or an exec.
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingEvery, Timeout: pingWait}),
 	}, more...)
-	// passthrough: proxies and name resolvers of the environment are not for
-	// machines on the own network.
-	conn, err := grpc.NewClient("passthrough:///"+c.Host, append(opts, grpc.WithNoProxy())...)
+	conn, err := grpc.NewClient(Target(c.Host), append(opts, grpc.WithNoProxy())...)
 	if err != nil {
 		return nil, fmt.Errorf("connect to %q: %w", c.Host, err)
 	}
 	return conn, nil
 }
+
+// Target is how gRPC takes a host:port as it is, also one with the zone of an
+// address of the link alone. Proxies and name resolvers of the environment are not
+// for machines on the own network.
+func Target(host string) string { return "passthrough:///" + url.PathEscape(host) }
 
 // Store is a folder of contexts, one file each.
 type Store struct{ dir string }

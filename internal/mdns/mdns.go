@@ -106,11 +106,13 @@ func parse(texts []string) (Service, error) {
 	}
 	for key, form := range forms {
 		if !form.MatchString(values[key]) {
-			return Service{}, fmt.Errorf("%s of a found capsule is of a wrong form: %w", key, errdefs.ErrInvalidArgument)
+			return Service{}, fmt.Errorf("%s %q is not of the form that it has on the network: %w", key, cutValue(values[key]), errdefs.ErrInvalidArgument)
 		}
 	}
 	return Service{Name: values["name"], ID: values["id"], Version: values["version"], State: values["state"], Fingerprint: values["fp"]}, nil
 }
+
+func cutValue(s string) string { return s[:min(len(s), 64)] }
 
 // check tells whether it may be said: the finder's rules, applied at the source.
 func (s Service) check() error {

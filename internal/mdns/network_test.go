@@ -18,6 +18,7 @@ import (
 	"golang.org/x/net/ipv4"
 
 	"capsule/internal/nettest"
+	"capsule/internal/uplink"
 )
 
 // The test's own machine is the laptop; each capsule is another one.
@@ -339,5 +340,69 @@ func TestFlood(t *testing.T) {
 	}
 	if most := 2 + int(time.Since(begun)/pause); answered == 0 || answered > most {
 		t.Errorf("%d answers, want 1 to %d", answered, most)
+	}
+}
+
+// From the kernel's news of an address to who finds it there. Here the test's own
+// machine is the capsule.
+func TestFollowsUplink(t *testing.T) {
+	laptop := nettest.New(t)
+	nettest.Cable(t, "up0", laptop, "eth0")
+	laptop.Addr(t, "eth0", "2001:db8:70::1/64")
+	r := NewResponder(slog.New(slog.DiscardHandler))
+	r.Say(testService("capsule-a3f2", "a3f2"))
+	ctx, cancel := context.WithCancel(t.Context())
+	var parts sync.WaitGroup
+	defer parts.Wait()
+	defer cancel()
+	parts.Go(func() {
+		if err := r.Run(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	parts.Go(func() {
+		err := uplink.Run(ctx, uplink.Options{
+			RunDir: t.TempDir(), Log: slog.New(slog.DiscardHandler),
+			Select: func(l netlink.Link) bool { return l.Attrs().Name == "up0" },
+			OnChange: func(s uplink.State) {
+				var links []Link
+				for _, l := range s.Links {
+					links = append(links, Link(l))
+				}
+				r.On(links)
+			},
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	here := (*nettest.NS)(nil)
+	old := ""
+	for _, address := range []string{"2001:db8:70::20", "2001:db8:70::30"} {
+		here.Addr(t, "up0", address+"/64")
+		if old != "" {
+			a, err := netlink.ParseAddr(old + "/64")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := netlink.AddrDel(here.Link(t, "up0"), a); err != nil {
+				t.Fatal(err)
+			}
+		}
+		begun := time.Now()
+		nettest.Eventually(t, 10*time.Second, func() error {
+			var at []netip.Addr
+			err := laptop.Try(func() error {
+				ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+				defer cancel()
+				return Discover(ctx, func(f Found) { at = f.Addresses })
+			})
+			if err != nil || !slices.Contains(at, netip.MustParseAddr(address)) || old != "" && slices.Contains(at, netip.MustParseAddr(old)) {
+				return fmt.Errorf("found at %v, want %s and no more %q: %w", at, address, old, err)
+			}
+			return nil
+		})
+		t.Logf("found at %s after %v", address, time.Since(begun))
+		old = address
 	}
 }

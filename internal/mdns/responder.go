@@ -91,14 +91,13 @@ func (r *Responder) Run(ctx context.Context) error {
 func (r *Responder) serve(ctx context.Context, socks *sockets) error {
 	life, end := context.WithCancel(context.WithoutCancel(ctx))
 	packets, broken := make(chan packet, queueMax), make(chan error, 1)
-	go func() { broken <- socks.receive(life, packets) }()
+	done := make(chan struct{})
+	go func() { defer close(done); broken <- socks.receive(life, packets) }()
 	s := &speaker{socks: socks, log: r.log, links: map[int]*spoken{}, limit: rate.NewLimiter(rate.Every(unicastEvery), unicastBurst)}
 	err := s.run(ctx, r, packets, broken)
 	end()
 	socks.close()
-	if err == nil {
-		_ = <-broken // closed by us
-	}
+	<-done
 	return err
 }
 
@@ -108,6 +107,8 @@ type speaker struct {
 	log   *slog.Logger
 	links map[int]*spoken // by index
 	limit *rate.Limiter   // of answers to single askers
+	// refused is what can't be said, and was complained of.
+	refused Service
 }
 
 // spoken is a link with what is said on it.
@@ -147,8 +148,10 @@ func (s *speaker) run(ctx context.Context, r *Responder, packets <-chan packet, 
 func (s *speaker) follow(service Service, links []Link) {
 	if service != (Service{}) {
 		if err := service.check(); err != nil {
-			s.log.Error("the capsule can't be found", "error", err)
-			service = Service{}
+			if service != s.refused {
+				s.log.Error("the capsule can't be found", "error", err)
+			}
+			s.refused, service = service, Service{}
 		}
 	}
 	there := map[int]bool{}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"sync"
 
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
@@ -100,20 +101,16 @@ func (s *sockets) leave(l Link) {
 // receive gives what comes until the sockets are closed, or one breaks.
 func (s *sockets) receive(ctx context.Context, out chan<- packet) error {
 	broken := make(chan error, 2)
-	running := 0
+	var running sync.WaitGroup
 	if s.v4 != nil {
-		running++
-		go func() { broken <- s.receive4(ctx, out) }()
+		running.Go(func() { broken <- s.receive4(ctx, out) })
 	}
 	if s.v6 != nil {
-		running++
-		go func() { broken <- s.receive6(ctx, out) }()
+		running.Go(func() { broken <- s.receive6(ctx, out) })
 	}
 	err := <-broken
-	s.close()
-	for range running - 1 {
-		_ = <-broken // closed by us
-	}
+	s.close() // and the other one ends
+	running.Wait()
 	return err
 }
 

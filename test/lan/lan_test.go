@@ -167,7 +167,7 @@ func (b *box) say() {
 	})
 }
 
-// at gives the capsule this one address, as DHCP does.
+// at gives the capsule this one address, as DHCP does, or none.
 func (b *box) at(t *testing.T, address string) {
 	t.Helper()
 	l := b.ns.Link(t, "eth0")
@@ -180,8 +180,12 @@ func (b *box) at(t *testing.T, address string) {
 			t.Fatal(err)
 		}
 	}
-	b.ns.Addr(t, "eth0", address)
-	b.responder.On([]mdns.Link{{Index: l.Attrs().Index, Name: "eth0", Addresses: []netip.Prefix{netip.MustParsePrefix(address)}}})
+	link := mdns.Link{Index: l.Attrs().Index, Name: "eth0"}
+	if address != "" {
+		b.ns.Addr(t, "eth0", address)
+		link.Addresses = []netip.Prefix{netip.MustParsePrefix(address)}
+	}
+	b.responder.On([]mdns.Link{link})
 }
 
 // around is the machine around a capsule.
@@ -256,4 +260,29 @@ func TestFirstContact(t *testing.T) {
 		t.Error("one dead box hides the other, or is not told of")
 	}
 	l.discovers(t, found{"capsule-a", "claimed", "192.168.70.30:50000", "capsule-a", printA})
+}
+
+// Where nobody gives addresses, as on a cable straight to the laptop, a capsule is
+// claimed all the same; its address there is one that only this network has.
+func TestNoDHCP(t *testing.T) {
+	l := newLaptop(t)
+	a := newBox(t, "capsule-a", "")
+	var list []found
+	nettest.Eventually(t, 20*time.Second, func() error {
+		out, _, _ := l.run(t, "", "discover", "--timeout", "2s", "-o", "json")
+		if err := json.Unmarshal([]byte(out), &list); err != nil {
+			return err
+		}
+		if len(list) != 1 || !strings.HasPrefix(list[0].Host, "[fe80::") || !strings.HasSuffix(list[0].Host, "%"+laptopLink+"]:50000") {
+			return fmt.Errorf("found %+v", list)
+		}
+		return nil
+	})
+	// By the address that was shown, as one does of two namesakes.
+	if _, errs, exit := l.run(t, string(a.id.Offer().Code)+"\n", "claim", list[0].Host, "--operator", "ann"); exit != 0 {
+		t.Fatalf("claim: %s", errs)
+	}
+	if out, _, exit := l.run(t, "", "capsule", "info"); exit != 0 || !strings.Contains(out, "capsule-a") {
+		t.Error("the context does not reach its capsule")
+	}
 }
