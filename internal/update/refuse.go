@@ -171,10 +171,9 @@ func (m *Manager) fitsESP(_ *Offer, f bundle.Manifest) error {
 		return fmt.Errorf("the bundle's kernel image has %d bytes, and at most %d are taken: %w", f.UKI.Size, slot.UKIMax, errdefs.ErrInvalidArgument)
 	}
 	var have int64
-	var kept error
 	err := m.ESP(disk.ReadOnly, func(esp string) error {
-		if kept = slot.Kept(esp, m.boot.Slot); kept != nil {
-			return nil
+		if err := slot.Kept(esp, m.boot.Slot); err != nil {
+			return fmt.Errorf("version %s, which runs, is not known to be good yet, and would be all there is to go back to; \"capsulectl capsule info\" shows what it lacks: %w", m.Version, err)
 		}
 		space, err := m.Space(esp)
 		if err != nil {
@@ -185,10 +184,7 @@ func (m *Manager) fitsESP(_ *Offer, f bundle.Manifest) error {
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("look at the boot partition: %w", err)
-	}
-	if kept != nil {
-		return fmt.Errorf("version %s, which runs, is not known to be good yet, and would be all there is to go back to; \"capsulectl capsule info\" shows what it lacks: %w", m.Version, kept)
+		return err
 	}
 	if need := f.UKI.Size + espSpare; need > have {
 		return fmt.Errorf("the boot partition is too full: the kernel image needs %d bytes, and it has %d: %w", need, have, errdefs.ErrResourceExhausted)
