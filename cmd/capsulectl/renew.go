@@ -16,7 +16,7 @@ import (
 
 // When a certificate is renewed, and when its holder is told that it was not.
 const (
-	renewLeft = 60 * 24 * time.Hour // or a third of its life, whichever is less
+	renewLeft = 60 * 24 * time.Hour // of one whose life isn't known; else half of that
 	warnLeft  = 30 * 24 * time.Hour
 	renewMax  = 10 * time.Second // of a renewal that nobody asked for
 )
@@ -27,8 +27,8 @@ func newAccessRenewCommand(a *app) *cobra.Command {
 		Long: `Makes a new key here, gets a certificate for it with the same name and role, and puts
 both into the context. The old key is good until the new one is first used.
 
-This happens by itself, with any command, once less than 60 days or a third of the
-certificate's life are left, whichever is less.`,
+This happens by itself, with any command, once less than half of the certificate's life
+is left: a machine that is switched off for long finds one that is good for as long.`,
 		Example: "  capsulectl access renew",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -51,7 +51,7 @@ certificate's life are left, whichever is less.`,
 func due(cert *x509.Certificate, made, now time.Time) bool {
 	left := renewLeft
 	if !made.IsZero() {
-		left = min(left, cert.NotAfter.Sub(made)/3)
+		left = cert.NotAfter.Sub(made) / 2
 	}
 	return cert.NotAfter.Sub(now) < left
 }

@@ -29,7 +29,7 @@ func TestSecurityPage(t *testing.T) {
 		fmt.Sprintf("| wrong tries | %d in one boot", identity.ClaimTriesMax),
 		fmt.Sprintf("| good for | %.0f years for who claimed; %.0f year for who was granted, `--ttl` up to %.0f years |",
 			identity.ClaimLife.Hours()/year, identity.DefaultLife.Hours()/year, identity.LifeMax.Hours()/year),
-		fmt.Sprintf("less than %.0f days or a third of its life", renewLeft.Hours()/day),
+		"once less than half of its life is left",
 		fmt.Sprintf("from %.0f days before the end", warnLeft.Hours()/day),
 		identity.ReclaimFile,
 	} {
