@@ -113,6 +113,9 @@ func seedStick(m *lab.Machine) error {
 	if err != nil {
 		return err
 	}
+	if err := volume.Mkdir("/" + filepath.Dir(disk.SeedFile)); err != nil {
+		return err
+	}
 	if err := putFAT(volume, onFAT(disk.SeedFile), seed); err != nil {
 		return err
 	}
