@@ -103,29 +103,34 @@ func (a *app) owner(ctx context.Context, o InstallOptions, target string) error 
 	} else if !errdefs.IsNotFound(err) && !errdefs.IsInvalidArgument(err) {
 		return err
 	}
-	if name, err := contextAt(store, target); err != nil || name != "" {
-		a.capsule = name
+	known, err := contextAt(store, target)
+	if err != nil {
 		return err
+	}
+	// A stick that was started again is nobody's, whoever had it before.
+	if known.Name != "" && probe(ctx, known.Host) != nil {
+		a.capsule = known.Name
+		return nil
 	}
 	c, err := a.claim(ctx, ClaimOptions{Operator: o.Operator}, target)
 	a.capsule = c.Name
 	return err
 }
 
-// contextAt is the name of the context with this address, which an install before
-// this one may have left; "" when there's none.
-func contextAt(store *contexts.Store, host string) (string, error) {
+// contextAt is the context with this address, which an install before this one may
+// have left; without a name when there's none.
+func contextAt(store *contexts.Store, host string) (contexts.Context, error) {
 	names, err := store.List()
 	if err != nil {
-		return "", err
+		return contexts.Context{}, err
 	}
 	for _, name := range names {
 		c, err := store.Get(name)
 		if err == nil && (c.Host == host || strings.TrimSuffix(c.Host, fmt.Sprintf(":%d", contexts.Port)) == host) {
-			return name, nil
+			return c, nil
 		}
 	}
-	return "", nil
+	return contexts.Context{}, nil
 }
 
 func (c *client) installs() capsulev1.InstallServiceClient {

@@ -106,7 +106,7 @@ func (m *Machine) diskArguments() []string {
 	if m.BlockBytes == 0 {
 		return append(args, "-device", "virtio-blk-pci,drive=disk,serial=capsule-lab,bootindex=0")
 	}
-	args = append(args, "-device", fmt.Sprintf("nvme,drive=disk,serial=capsule-lab,bootindex=1,logical_block_size=%d,physical_block_size=%d", m.BlockBytes, m.BlockBytes))
+	args = append(args, "-device", fmt.Sprintf("nvme,drive=disk,serial=capsule-lab,bootindex=1,addr=0x18,logical_block_size=%d,physical_block_size=%d", m.BlockBytes, m.BlockBytes))
 	if m.Stick {
 		args = append(args, m.stickArguments()...)
 	}

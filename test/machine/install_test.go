@@ -14,24 +14,30 @@ import (
 	"strings"
 	"time"
 
+	"github.com/diskfs/go-diskfs/backend/file"
+	"github.com/diskfs/go-diskfs/filesystem/fat32"
 	"github.com/rogpeppe/go-internal/testscript"
 
+	capsulev1 "capsule/api/capsule/v1"
 	"capsule/api/manifest"
+	"capsule/internal/contexts"
 	"capsule/internal/disk"
+	"capsule/internal/identity"
 	"capsule/internal/lab"
 )
 
 // stick VERB NAME [ARGS…]:
 //
-//	create NAME BLOCK [QEMU ARGS…]  makes a machine with the image on a USB stick and an
-//	                                empty NVMe disk of 8 GiB with blocks of BLOCK bytes,
-//	                                with port 8080 published
+//	create NAME BLOCK [QEMU ARGS…]  makes a machine with the image on a USB stick and the
+//	                                smallest NVMe disk that will do, empty, with blocks
+//	                                of BLOCK bytes, and with port 8080 published
+//	seed NAME                       puts an owner on the stick, and saves the context NAME
 //	pull NAME, put NAME             take the stick out, or put it in, while it's off
 //	code NAME FILE                  waits for the code on the console and writes it down
 //	address NAME VARIABLE           where its API is reached
-//	disk NAME VARIABLE              the file that its disk is
+//	disk NAME VARIABLE              the file that its disk is; image, the one of the stick
 func stick(ts *testscript.TestScript, _ bool, args []string) {
-	need(ts, args, 2, "stick create|pull|put|code|address|disk NAME [ARGS...]")
+	need(ts, args, 2, "stick create|seed|pull|put|code|address|disk|image NAME [ARGS...]")
 	verb, name := args[0], args[1]
 	if verb == "create" {
 		need(ts, args, 3, "stick create NAME BLOCK [QEMU ARGS...]")
@@ -39,7 +45,7 @@ func stick(ts *testscript.TestScript, _ bool, args []string) {
 		_, err := fmt.Sscan(args[2], &block)
 		ts.Check(err)
 		m, err := lab.Create(context.Background(), lab.Options{
-			Name: name, Image: filepath.Join(repository, "build/capsule.img"), MemoryBytes: 768 << 20, Stick: true, BlockBytes: block,
+			Name: name, Image: filepath.Join(repository, "build/capsule.img"), MemoryBytes: 768 << 20, Stick: true, BlockBytes: block, DiskBytes: disk.NeededBytes,
 			Publish: []lab.Publish{{Port: 8080, Protocol: "tcp"}}, Args: args[3:],
 		})
 		ts.Check(err)
@@ -52,6 +58,8 @@ func stick(ts *testscript.TestScript, _ bool, args []string) {
 	m, err := lab.Attach("", name)
 	ts.Check(err)
 	switch verb {
+	case "seed":
+		ts.Check(seedStick(m))
 	case "pull", "put":
 		ts.Check(m.Plug(verb == "put"))
 	case "code":
@@ -62,12 +70,60 @@ func stick(ts *testscript.TestScript, _ bool, args []string) {
 	case "address":
 		need(ts, args, 3, "stick address NAME VARIABLE")
 		ts.Setenv(args[2], m.API)
-	case "disk":
-		need(ts, args, 3, "stick disk NAME VARIABLE")
-		ts.Setenv(args[2], m.Disk())
+	case "disk", "image":
+		need(ts, args, 3, "stick disk|image NAME VARIABLE")
+		ts.Setenv(args[2], map[string]string{"disk": m.Disk(), "image": m.StickImage()}[verb])
 	default:
 		ts.Fatalf("stick: no verb %q", verb)
 	}
+}
+
+// seedStick does what the image builder does for an owner.
+func seedStick(m *lab.Machine) error {
+	ca, err := identity.NewCA(m.Name)
+	if err != nil {
+		return err
+	}
+	pair, err := ca.IssueOperator("owner", capsulev1.Role_ROLE_ADMIN, 24*time.Hour)
+	if err != nil {
+		return err
+	}
+	seed, err := ca.SeedPEM(pair.CertPEM)
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(m.StickImage(), os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	table, err := disk.ReadTable(f, 512, uint64(info.Size())/512)
+	if err != nil {
+		return err
+	}
+	p, err := table.ByName(disk.ESP)
+	if err != nil {
+		return err
+	}
+	volume, err := fat32.Read(file.New(f, false), int64(table.Bytes(p)), table.Offset(p), 512)
+	if err != nil {
+		return err
+	}
+	if err := volume.Mkdir("/" + filepath.Dir(disk.SeedFile)); err != nil {
+		return err
+	}
+	if err := putFAT(volume, onFAT(disk.SeedFile), seed); err != nil {
+		return err
+	}
+	store, err := contexts.Open("")
+	if err != nil {
+		return err
+	}
+	return store.Put(contexts.Context{Name: m.Name, Host: m.API, CA: string(ca.CertPEM()), Certificate: string(pair.CertPEM), Key: string(pair.KeyPEM)})
 }
 
 // onConsole waits until the console showed it since the machine's last start.
