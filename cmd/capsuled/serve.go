@@ -269,11 +269,12 @@ func (d *daemon) newServer(id *identity.Identity) (*grpc.Server, error) {
 	if d.machine.installs {
 		d.installer = d.newInstaller(id)
 		o.Installer = d.installer
+	} else {
+		if d.updates, err = d.newUpdates(); err != nil {
+			return nil, err
+		}
+		o.Updates = d.updates
 	}
-	if d.updates, err = d.newUpdates(); err != nil {
-		return nil, err
-	}
-	o.Updates = d.updates
 	if d.machine.normal() {
 		book := image.NewRegistryBook(d.store.Bucket("registries"))
 		d.images = image.Open(d.client, book)

@@ -45,7 +45,9 @@ func (s *capsule) Info(context.Context, *capsulev1.InfoRequest) (*capsulev1.Info
 	info.Mode, info.ModeReason = s.Machine.Mode()
 	m := memory()
 	info.MemoryTotal, info.MemoryAvailable = m.total, m.available
-	info.Tentative = s.Updates.Tentative()
+	if s.Updates != nil {
+		info.Tentative = s.Updates.Tentative()
+	}
 	if s.Volumes != nil {
 		var err error
 		if info.Pool, err = s.Volumes.Pool(); err != nil && !errdefs.IsUnavailable(err) {

@@ -52,7 +52,8 @@ type Options struct {
 	Registries *image.RegistryBook
 	Runtime    Runtime
 	Volumes    Volumes
-	Updates    Updates
+	// Updates is nil in MODE_INSTALLER.
+	Updates Updates
 	// Installer is nil but in MODE_INSTALLER.
 	Installer Installer
 	// Kinds of workloads that have a driver here.
