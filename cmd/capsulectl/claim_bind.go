@@ -118,8 +118,22 @@ func within(cert *x509.Certificate) time.Time {
 	return now
 }
 
+// probeTries of a capsule that says nothing: one that has just shown its code may have
+// no address yet.
+const probeTries = 3
+
 // probe tells whether a capsule takes claims at all, before anybody types a code.
 func probe(ctx context.Context, host string) error {
+	for try := 1; ; try++ {
+		began := time.Now()
+		err := probeOnce(ctx, host)
+		if silent := time.Since(began) >= connectMax; !silent || err == nil || try == probeTries || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+func probeOnce(ctx context.Context, host string) error {
 	conn, err := handshake(ctx, host)
 	if err != nil {
 		return err
