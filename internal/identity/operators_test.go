@@ -157,6 +157,7 @@ func TestAdoptedAndRenewed(t *testing.T) {
 	}
 }
 
+// A certificate of our CA that is not let in opens nothing (AUTH-04).
 func TestAdmit(t *testing.T) {
 	ca := newCA(t)
 	ann := operator(t, ca, reader, time.Hour)
