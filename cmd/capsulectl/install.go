@@ -108,7 +108,7 @@ func (a *app) owner(ctx context.Context, o InstallOptions, target string) error 
 		return err
 	}
 	// A stick that was started again is nobody's, whoever had it before.
-	if known.Name != "" && probe(ctx, known.Host) != nil {
+	if claims := known.Name == "" || probe(ctx, known.Host) == nil; !claims {
 		a.capsule = known.Name
 		return nil
 	}
