@@ -3,5 +3,6 @@
 //
 // Scripts in testdata/shared run side by side on one machine and clean up
 // after themselves; scripts in testdata/own boot machines of their own, cut
-// their power and damage their disks. Build tag: machine.
+// their power and damage their disks; those in testdata/nested start microVMs and
+// run alone. Build tag: machine.
 package machine

@@ -163,6 +163,10 @@ func TestShared(t *testing.T) {
 
 func TestOwn(t *testing.T) { runScripts(t, "testdata/own", nil) }
 
+// TestNested starts guests within an emulated machine. Beside another machine they
+// get a part of a processor, and a start that takes two minutes takes twenty.
+func TestNested(t *testing.T) { runScripts(t, "testdata/nested", nil) }
+
 func runScripts(t *testing.T, dir string, setup func(*testscript.Env) error) {
 	testscript.Run(t, testscript.Params{
 		Dir: dir,
