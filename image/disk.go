@@ -30,9 +30,6 @@ const (
 	permSize  = 1 << 30
 )
 
-// triesMax is how often the loader starts a slot that was never healthy.
-const triesMax = 3
-
 const (
 	typeESP  = gpt.EFISystemPartition
 	typeSlot = gpt.LinuxFilesystem
@@ -50,31 +47,32 @@ type espFile struct {
 // loaderConf never names a default: that would boot a slot whose tries are used up.
 const loaderConf = "timeout 0\neditor no\n"
 
-// bootEntry is slot A's first entry. Its name carries three tries; version counts
-// what was ever installed, so that going back to an older release orders right.
-func bootEntry(version, uki string) string {
-	return fmt.Sprintf("title Capsule %s\nsort-key capsule\nversion 1\nefi %s\n", version, uki)
-}
-
-func (b *builder) espFiles(uki string) []espFile {
-	kernel := "/EFI/capsule/capsule-" + b.version + ".efi"
+func (b *builder) espFiles(uki string) ([]espFile, error) {
+	kernel := slot.KernelFile(b.version)
+	entry, text, err := slot.FirstEntry(disk.SlotA, b.version, kernel)
+	if err != nil {
+		return nil, err
+	}
 	files := []espFile{
 		{path: "/EFI/BOOT/BOOTX64.EFI", from: b.debian("usr/lib/systemd/boot/efi/systemd-bootx64.efi")},
 		{path: kernel, from: uki},
 		{path: "/loader/loader.conf", content: loaderConf},
-		{path: "/loader/entries/" + slot.EntryName("slot_a", triesMax), content: bootEntry(b.version, kernel)},
+		{path: "/" + entry, content: string(text)},
 	}
 	if b.seed != "" {
-		files = append(files, espFile{path: "/capsule/seed.pem", from: b.seed})
+		files = append(files, espFile{path: "/" + disk.SeedFile, from: b.seed})
 	}
-	return files
+	return files, nil
 }
 
 // buildDisk makes the image that is written to a capsule's disk: slot A holds the
 // root, slot B is empty.
 func (b *builder) buildDisk(root rootImage, uki string) error {
 	image := filepath.Join(b.out, "capsule.img")
-	files := b.espFiles(uki)
+	files, err := b.espFiles(uki)
+	if err != nil {
+		return err
+	}
 	k := newKey("disk 3", root.Digest, b.buildUnix)
 	for _, file := range files {
 		k.text(file.path, file.content)

@@ -25,7 +25,7 @@ func testDisk(t *testing.T, dir string) (string, []espFile) {
 		{path: "/EFI/capsule/capsule-1.2.3-a_long_version.efi", content: strings.Repeat("kernel", 100000)},
 		{path: "/EFI/capsule/capsule-1.2.4-a_long_version.efi", content: "second of the same short name"},
 		{path: "/loader/loader.conf", content: loaderConf},
-		{path: "/loader/entries/capsule-slot_a+3-0.conf", content: bootEntry("1", "/k.efi")},
+		{path: "/loader/entries/capsule-slot_a+3-0.conf", content: "title Capsule 1\nsort-key capsule\nversion 1\nefi /k.efi\n"},
 	}
 	image := filepath.Join(dir, "disk.img")
 	b := &builder{buildUnix: 1795599500}

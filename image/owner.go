@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -24,14 +23,6 @@ const (
 	ownerSeedFile  = "owner-seed.pem"
 	ownerGrantFile = "owner.grant"
 )
-
-// grant is what "capsulectl access accept" makes a context of.
-type grant struct {
-	Capsule     string `yaml:"capsule"`
-	Host        string `yaml:"host"`
-	CA          string `yaml:"ca"`
-	Certificate string `yaml:"certificate"`
-}
 
 // ownedBy sees to the seed of the image, if there is to be one.
 func (b *builder) ownedBy(requestFile string) (err error) {
@@ -74,7 +65,7 @@ func ownerSeed(out, requestFile string) (seed string, err error) {
 		return "", err
 	}
 	block, _ := pem.Decode(text)
-	if block == nil || block.Type != "CERTIFICATE REQUEST" {
+	if block == nil || block.Type != identity.PEMRequest {
 		return "", fmt.Errorf("%s is no certificate request: \"capsulectl access request\" makes one", requestFile)
 	}
 	r, err := identity.ParseRequest(block.Bytes)
@@ -110,7 +101,7 @@ func writeOwner(seed, granted string, r identity.Request) error {
 		return err
 	}
 	// Its address is not known yet: the context finds it by its CA.
-	letter, err := yaml.Marshal(grant{"capsule", fmt.Sprintf("capsule.local:%d", contexts.Port), string(ca.CertPEM()), string(bytes.TrimSpace(cert)) + "\n"})
+	letter, err := yaml.Marshal(contexts.Grant{Capsule: "capsule", Host: fmt.Sprintf("capsule.local:%d", contexts.Port), CA: string(ca.CertPEM()), Certificate: string(cert)})
 	if err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 	yaml "go.yaml.in/yaml/v4"
 
 	capsulev1 "capsule/api/capsule/v1"
+	"capsule/internal/contexts"
 	"capsule/internal/identity"
 )
 
@@ -56,7 +57,7 @@ func TestOwner(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var g grant
+	var g contexts.Grant
 	if err := yaml.Unmarshal(text, &g); err != nil {
 		t.Fatal(err)
 	}

@@ -25,8 +25,6 @@ import (
 // letterMax of a request or a grant, bytes.
 const letterMax = 64 << 10
 
-const pemRequest = "CERTIFICATE REQUEST"
-
 const longGrantFlow = `Letting somebody in takes three steps, and no key ever travels:
 
   1. Ann makes a key:        capsulectl access request --name ann > ann.csr
@@ -72,7 +70,7 @@ func runAccessRequest(a *app, name string) error {
 	if err != nil {
 		return &failure{exitUsage, err, ""}
 	}
-	a.ui.printf("%s", pem.EncodeToMemory(&pem.Block{Type: pemRequest, Bytes: der}))
+	a.ui.printf("%s", pem.EncodeToMemory(&pem.Block{Type: identity.PEMRequest, Bytes: der}))
 	a.ui.note("key %s", request.KeyFingerprint())
 	a.ui.note("an admin lets it in with \"capsulectl access grant FILE --role ROLE\"")
 	return nil
@@ -105,14 +103,6 @@ renews itself while it is in use.`,
 	flags.StringVar(&o.Name, "name", "", "the operator's name (default that of the request)")
 	must(cmd.MarkFlagRequired("role"))
 	return cmd
-}
-
-// grant is what goes back to whoever made the request. Nothing of it is secret.
-type grant struct {
-	Capsule     string `yaml:"capsule"`
-	Host        string `yaml:"host"`
-	CA          string `yaml:"ca"`
-	Certificate string `yaml:"certificate"`
 }
 
 func runAccessGrant(ctx context.Context, a *app, o AccessGrantOptions, file string) error {
@@ -152,7 +142,7 @@ func (a *app) writeGrant(capsule string, answer *capsulev1.GrantOperatorResponse
 	if err != nil {
 		return fmt.Errorf("read the certificate: %w", err)
 	}
-	text, err := yaml.Marshal(grant{capsule, a.client.context.Host, certPEM(ca), certPEM(cert)})
+	text, err := yaml.Marshal(contexts.Grant{Capsule: capsule, Host: a.client.context.Host, CA: certPEM(ca), Certificate: certPEM(cert)})
 	if err != nil {
 		return err
 	}
@@ -173,7 +163,7 @@ func (a *app) readRequest(file string) ([]byte, error) {
 		return nil, err
 	}
 	block, _ := pem.Decode(text)
-	if block == nil || block.Type != pemRequest {
+	if block == nil || block.Type != identity.PEMRequest {
 		return nil, &failure{exitFailed, fmt.Errorf("%s is no certificate request", letterName(file)), "\"capsulectl access request\" makes one"}
 	}
 	request, err := identity.ParseRequest(block.Bytes)
@@ -280,13 +270,13 @@ func keepAccepted(store *contexts.Store, c contexts.Context, cert *x509.Certific
 }
 
 // readGrant reads a grant and checks that its parts belong together.
-func (a *app) readGrant(file string) (g grant, cert, ca *x509.Certificate, err error) {
+func (a *app) readGrant(file string) (g contexts.Grant, cert, ca *x509.Certificate, err error) {
 	text, err := a.readLetter(file)
 	if err != nil {
 		return g, nil, nil, err
 	}
-	bad := func(err error) (grant, *x509.Certificate, *x509.Certificate, error) {
-		return grant{}, nil, nil, &failure{exitFailed, fmt.Errorf("%s is no grant: %w", letterName(file), withoutClass(err)), "\"capsulectl access grant\" makes one"}
+	bad := func(err error) (contexts.Grant, *x509.Certificate, *x509.Certificate, error) {
+		return contexts.Grant{}, nil, nil, &failure{exitFailed, fmt.Errorf("%s is no grant: %w", letterName(file), withoutClass(err)), "\"capsulectl access grant\" makes one"}
 	}
 	if err := yaml.Unmarshal(text, &g); err != nil {
 		return bad(errors.New(strings.SplitN(err.Error(), "\n", 2)[0]))

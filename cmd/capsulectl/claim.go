@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"os/user"
@@ -336,9 +335,7 @@ func freeFor(store *contexts.Store, name, ca string) (string, error) {
 	return store.Free(name)
 }
 
-func certPEM(cert *x509.Certificate) string {
-	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}))
-}
+func certPEM(cert *x509.Certificate) string { return string(identity.EncodeCert(cert)) }
 
 // firstUse shows the capsule that the certificate arrived. When it can't be
 // reached now, any later call does the same.

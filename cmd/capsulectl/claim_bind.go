@@ -139,11 +139,10 @@ func probeOnce(ctx context.Context, host string) error {
 		return err
 	}
 	defer conn.Close() //nolint:errcheck // nothing was asked
-	if err := conn.SetReadDeadline(time.Now().Add(connectMax)); err != nil {
-		return err
-	}
 	// The server speaks first, or refuses first whoever has no certificate.
-	if _, err := conn.Read(make([]byte, 1)); err != nil {
+	limited, cancel := context.WithTimeout(ctx, connectMax)
+	defer cancel()
+	if _, err := firstByte(limited, conn); err != nil {
 		if strings.Contains(err.Error(), "remote error: tls:") {
 			return claimedAlready(host)
 		}

@@ -34,9 +34,14 @@ type seeker struct {
 	ca   string // fingerprint; "" looks nowhere
 	find func(ctx context.Context, ca string) (host string, err error)
 
-	mu    *sync.Mutex
-	last  *time.Time
-	moved *string
+	*sighting
+}
+
+// sighting is what a seeker and its clones found out.
+type sighting struct {
+	mu    sync.Mutex
+	last  time.Time // when it was looked for
+	moved string    // where it has proven itself, if elsewhere
 }
 
 // newSeeker is for one context. Nothing on this very machine moves.
@@ -45,7 +50,7 @@ func newSeeker(c contexts.Context) (*seeker, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &seeker{TransportCredentials: credentials.NewTLS(config), host: c.Host, find: findByCA, mu: new(sync.Mutex), last: new(time.Time), moved: new(string)}
+	s := &seeker{TransportCredentials: credentials.NewTLS(config), host: c.Host, find: findByCA, sighting: &sighting{}}
 	ca, err := c.Authority()
 	if err == nil && !loopback(c.Host) {
 		s.ca = identity.Fingerprint(ca)
@@ -75,7 +80,7 @@ func (s *seeker) Clone() credentials.TransportCredentials {
 func (s *seeker) movedTo() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return *s.moved
+	return s.moved
 }
 
 // at is where it was found last.
@@ -193,22 +198,20 @@ func stranger(err error) bool {
 func (s *seeker) proven(host string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	*s.moved = ""
-	if s.ca != "" && host != s.host && named(s.host) == "" {
-		*s.moved = host
+	s.moved = ""
+	if s.ca != "" && host != s.host && !named(s.host) {
+		s.moved = host
 	}
 }
 
-// named is a host that the DNS has to find: it is for the DNS to say that it moved.
-func named(address string) string {
+// named tells a host that the DNS has to find: it is for the DNS to say that it moved.
+func named(address string) bool {
 	host, _, err := net.SplitHostPort(address)
-	if err != nil {
-		return ""
+	if err != nil || host == "" {
+		return false
 	}
-	if _, err := netip.ParseAddr(host); err == nil { // with a zone too
-		return ""
-	}
-	return host
+	_, err = netip.ParseAddr(host) // with a zone too
+	return err != nil
 }
 
 // seek looks for the capsule on the network, now and then; "" when it is nowhere
@@ -218,11 +221,11 @@ func (s *seeker) seek(ctx context.Context, asked string) string {
 		return ""
 	}
 	s.mu.Lock()
-	if !s.last.IsZero() && time.Since(*s.last) < seekEvery {
+	if !s.last.IsZero() && time.Since(s.last) < seekEvery {
 		s.mu.Unlock()
 		return ""
 	}
-	*s.last = time.Now()
+	s.last = time.Now()
 	s.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, seekMax)
 	defer cancel()

@@ -10,9 +10,6 @@ import (
 	"capsule/internal/version"
 )
 
-// apiPort as apiAddress has it.
-const apiPort = 50000
-
 // discovery keeps what mDNS says of the capsule in step with what it is.
 type discovery struct {
 	*mdns.Responder

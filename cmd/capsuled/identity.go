@@ -17,7 +17,6 @@ import (
 
 const (
 	identityDir = "/perm/identity"
-	seedFile    = "capsule/seed.pem" // on the ESP
 	claimFile   = "/run/capsule/claim.json"
 )
 
@@ -60,7 +59,7 @@ func (m *machine) loadIdentity() (id *identity.Identity, reclaim bool, err error
 	}
 	if m.normal() {
 		mount := m.boot.WithESP(disk.Writable, func(esp string) error {
-			id, err = identity.Load(identityDir, filepath.Join(esp, seedFile))
+			id, err = identity.Load(identityDir, filepath.Join(esp, disk.SeedFile))
 			_, missing := os.Stat(filepath.Join(esp, identity.ReclaimFile))
 			reclaim = missing == nil
 			return nil
@@ -81,7 +80,7 @@ func (m *machine) loadIdentity() (id *identity.Identity, reclaim bool, err error
 		}
 	}
 	if mount := m.boot.WithESP(disk.ReadOnly, func(esp string) error {
-		id, err = identity.LoadReadOnly(identityDir, filepath.Join(esp, seedFile))
+		id, err = identity.LoadReadOnly(identityDir, filepath.Join(esp, disk.SeedFile))
 		return nil
 	}); mount != nil || id == nil {
 		// Without the ESP nothing new is made: a seed may still wait there.
@@ -106,7 +105,7 @@ func (m *machine) keepRecovery(id *identity.Identity) {
 	if !id.Claimed() {
 		return
 	}
-	err := m.boot.WithESP(disk.Writable, func(esp string) error { return id.SaveRecovery(filepath.Join(esp, seedFile)) })
+	err := m.boot.WithESP(disk.Writable, func(esp string) error { return id.SaveRecovery(filepath.Join(esp, disk.SeedFile)) })
 	if err != nil {
 		slog.Error("keep a copy of the identity for recovery; tried again at the next boot", "error", err)
 	}

@@ -59,7 +59,7 @@ func (m *machine) installerIdentity() (*identity.Identity, error) {
 func (m *machine) copySeed(to string) error {
 	var seed []byte
 	err := m.boot.WithESP(disk.ReadOnly, func(esp string) (err error) {
-		seed, err = os.ReadFile(filepath.Join(esp, seedFile))
+		seed, err = os.ReadFile(filepath.Join(esp, disk.SeedFile))
 		return err
 	})
 	if errors.Is(err, fs.ErrNotExist) {

@@ -261,7 +261,7 @@ func (m *machine) update(change func(*shown)) {
 	}
 	m.showClaim(&s)
 	if a := m.shown.uplink.Addresses; len(a) > 0 {
-		s.Address = netip.AddrPortFrom(a[0].Addr(), 50000).String()
+		s.Address = netip.AddrPortFrom(a[0].Addr(), apiPort).String()
 	}
 	console.Show(s)
 }

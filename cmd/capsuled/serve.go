@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -41,7 +42,7 @@ import (
 )
 
 const (
-	apiAddress       = ":50000"
+	apiPort          = 50000
 	storePath        = "/perm/state.db"
 	auditDir         = "/perm/audit"
 	containerdSocket = "unix:///run/containerd/containerd.sock"
@@ -252,7 +253,7 @@ func (d *daemon) api() (*grpc.Server, net.Listener, *pulse, error) {
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	listener, err := net.Listen("tcp", apiAddress)
+	listener, err := net.Listen("tcp", ":"+strconv.Itoa(apiPort))
 	if err != nil {
 		return nil, nil, nil, fmt.Errorf("listen for the API: %w", err)
 	}

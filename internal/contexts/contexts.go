@@ -57,6 +57,15 @@ type Context struct {
 	Issued time.Time `yaml:"issued,omitempty"`
 }
 
+// Grant is what goes back to whoever asked a capsule's admin for access, for a
+// context with the key that is here. CA and Certificate are PEM; nothing is secret.
+type Grant struct {
+	Capsule     string `yaml:"capsule"`
+	Host        string `yaml:"host"`
+	CA          string `yaml:"ca"`
+	Certificate string `yaml:"certificate"`
+}
+
 // TLS is the client's side of the mutual handshake.
 func (c Context) TLS() (*tls.Config, error) {
 	roots := x509.NewCertPool()

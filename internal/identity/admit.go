@@ -81,14 +81,15 @@ func (id *Identity) adopt(cert *x509.Certificate) (*Operator, error) {
 // used ends what waited for the first use of a key: the claim whose answer did
 // arrive, the key that was renewed. id.mu is held.
 func (id *Identity) used(o Operator) {
+	replaces := id.list.find(o.RenewedFrom) != nil
+	answered := id.list.Claim != nil && id.list.Claim.Operator == o.Key
+	if (!replaces && !answered) || id.changeable() != nil {
+		return // as for nearly each call
+	}
 	next := id.list.clone()
-	removed := next.remove(func(other Operator) bool { return other.Key == o.RenewedFrom })
-	answered := next.Claim != nil && next.Claim.Operator == o.Key
+	next.remove(func(other Operator) bool { return other.Key == o.RenewedFrom })
 	if answered {
 		next.Claim = nil
-	}
-	if (len(removed) == 0 && !answered) || id.changeable() != nil {
-		return
 	}
 	if err := id.put(next); err != nil { // done at the next use
 		slog.Error("write down the first use of a key", "operator", o.Name, "error", err)

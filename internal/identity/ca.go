@@ -105,7 +105,7 @@ func ParseCert(text []byte) (*x509.Certificate, error) {
 }
 
 // CertPEM is what clients trust.
-func (ca *CA) CertPEM() []byte { return encodeCert(ca.Cert) }
+func (ca *CA) CertPEM() []byte { return EncodeCert(ca.Cert) }
 
 // KeyPEM is the authority's private key, PKCS #8.
 func (ca *CA) KeyPEM() ([]byte, error) { return encodeKey(ca.key) }
@@ -148,7 +148,7 @@ func (ca *CA) Issue(r Request, role capsulev1.Role, ttl time.Duration) ([]byte, 
 	if err != nil {
 		return nil, err
 	}
-	return encodeCert(cert), nil
+	return EncodeCert(cert), nil
 }
 
 func operatorTemplate(name string, role capsulev1.Role, ttl time.Duration) (*x509.Certificate, error) {
@@ -213,7 +213,8 @@ func now() time.Time {
 	return version.BuildTime()
 }
 
-func encodeCert(cert *x509.Certificate) []byte {
+// EncodeCert writes a certificate as PEM.
+func EncodeCert(cert *x509.Certificate) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: pemCertificate, Bytes: cert.Raw})
 }
 

@@ -198,8 +198,8 @@ func Fingerprint(cert *x509.Certificate) string {
 	return Grouped(hex.EncodeToString(sum[:]))
 }
 
-// CACertPEM is what clients trust.
-func (id *Identity) CACertPEM() []byte { return encodeCert(id.ca) }
+// CA is what clients trust: the certificate alone.
+func (id *Identity) CA() *x509.Certificate { return id.ca }
 
 func read(dir string) (*Identity, error) {
 	entries, err := os.ReadDir(dir)
@@ -372,7 +372,7 @@ func (id *Identity) SaveRecovery(seedPath string) error {
 		return err
 	}
 	// The server's certificate comes first, as tls.X509KeyPair wants it.
-	return durable.WriteFile(path, bytes.Join([][]byte{pair.CertPEM, pair.KeyPEM, id.CACertPEM()}, nil), 0o600)
+	return durable.WriteFile(path, bytes.Join([][]byte{pair.CertPEM, pair.KeyPEM, EncodeCert(id.ca)}, nil), 0o600)
 }
 
 // operatorsPEM are the certificates of who is let in; none while all are adopted.

@@ -177,7 +177,7 @@ func entry(cert *x509.Certificate, by string, life time.Duration) (Operator, err
 		}
 	}
 	return Operator{
-		Name: cert.Subject.CommonName, Role: RoleName(role), Key: KeyID(cert), Certificate: string(encodeCert(cert)),
+		Name: cert.Subject.CommonName, Role: RoleName(role), Key: KeyID(cert), Certificate: string(EncodeCert(cert)),
 		GrantedBy: by, GrantedAt: now().UTC().Truncate(time.Second), NotAfter: cert.NotAfter.UTC(), LifeSeconds: int64(life / time.Second),
 	}, nil
 }
@@ -226,6 +226,9 @@ type Request struct {
 	key  crypto.PublicKey
 	id   string
 }
+
+// PEMRequest is the kind of PEM block that a request is written as.
+const PEMRequest = "CERTIFICATE REQUEST"
 
 // ParseRequest reads a request (PKCS #10, DER) and checks that whoever made it
 // holds the key.

@@ -31,7 +31,8 @@ const (
 //	   └── the entry is counted, and the boot partition can't be read ──▶ doubtful, until it can
 //
 // Only a tentative system is given up, and a doubtful one at the end of the default
-// window: nobody can confirm it, and the loader has tries left to go back by. A serve that hangs is ended in any.
+// window: nobody can confirm it, and the loader has tries left to go back by. A serve
+// that hangs is ended in any.
 type trial struct {
 	standing standing
 	window   time.Duration // 0 until serve names it

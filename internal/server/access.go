@@ -42,11 +42,7 @@ func (s *access) Claim(ctx context.Context, req *capsulev1.ClaimRequest) (*capsu
 	}
 	about(ctx, "operator/"+cert.Subject.CommonName)
 	s.Log.Info("claimed", "operator", cert.Subject.CommonName, "key", identity.KeyFingerprint(cert), "from", from)
-	ca, err := identity.ParseCert(s.Identity.CACertPEM())
-	if err != nil {
-		return nil, err
-	}
-	return &capsulev1.ClaimResponse{Ca: ca.Raw, Certificate: cert.Raw, Proof: proof, Name: s.Machine.Info().GetName()}, nil
+	return &capsulev1.ClaimResponse{Ca: s.Identity.CA().Raw, Certificate: cert.Raw, Proof: proof, Name: s.Machine.Info().GetName()}, nil
 }
 
 func (s *access) ListOperators(ctx context.Context, _ *capsulev1.ListOperatorsRequest) (*capsulev1.ListOperatorsResponse, error) {
@@ -83,13 +79,9 @@ func (s *access) GrantOperator(ctx context.Context, req *capsulev1.GrantOperator
 	if err != nil {
 		return nil, err
 	}
-	ca, err := identity.ParseCert(s.Identity.CACertPEM())
-	if err != nil {
-		return nil, err
-	}
 	about(ctx, "operator/"+cert.Subject.CommonName)
 	s.Log.Info("operator granted", "operator", cert.Subject.CommonName, "role", identity.RoleName(req.GetRole()), "key", identity.KeyFingerprint(cert), "by", caller.Subject.CommonName)
-	return &capsulev1.GrantOperatorResponse{Ca: ca.Raw, Certificate: cert.Raw}, nil
+	return &capsulev1.GrantOperatorResponse{Ca: s.Identity.CA().Raw, Certificate: cert.Raw}, nil
 }
 
 func (s *access) RevokeOperator(ctx context.Context, req *capsulev1.RevokeOperatorRequest) (*capsulev1.RevokeOperatorResponse, error) {

@@ -33,17 +33,22 @@ func countedEntry() (string, error) {
 // another restart or a few: its tries are not used up over and over, as those of an
 // entry are that is the only one. It takes no look at the ESP.
 func Counted() (bool, error) {
-	file, err := countedEntry()
-	e, ok := parseName(path.Base(file))
-	return ok && e.Counted && e.Done <= triesMax, err
+	e, err := runningName()
+	return e.Counted && e.Done <= triesMax, err
 }
 
 // Again says whether the running entry was good before, and is counted since it was
 // gone back to.
 func Again() (bool, error) {
+	e, err := runningName()
+	return e.Again, err
+}
+
+// runningName is what the name of the running entry says; nothing when it isn't counted.
+func runningName() (Entry, error) {
 	file, err := countedEntry()
-	e, ok := parseName(path.Base(file))
-	return ok && e.Again, err
+	e, _ := parseName(path.Base(file))
+	return e, err
 }
 
 // Tentative says whether the running system is on trial: its entry is counted and

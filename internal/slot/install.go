@@ -15,7 +15,7 @@ import (
 )
 
 const (
-	// UKIMax is the largest kernel image in bytes: a quarter of the ESP.
+	// UKIMax is the largest kernel image in bytes: an eighth of the ESP.
 	UKIMax = 128 << 20
 	// spare is what a UKI leaves free on the ESP: entries and folders need a few
 	// clusters of at most 32 KiB each.
