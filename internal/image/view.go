@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"log/slog"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/mount"
@@ -41,10 +42,14 @@ func View(ctx context.Context, client *containerd.Client, snapshotter, key, chai
 	defer func() { err = errors.Join(err, snapshots.Remove(context.WithoutCancel(ctx), key)) }()
 	manager := client.MountManager()
 	active, err := manager.Activate(ctx, key, mounts, mount.WithTemporary)
+	if errdefs.IsAlreadyExists(err) { // left by the same
+		deactivate(ctx, manager, key)
+		active, err = manager.Activate(ctx, key, mounts, mount.WithTemporary)
+	}
 	switch {
 	case err == nil:
 		mounts = active.System
-		defer func() { err = errors.Join(err, manager.Deactivate(context.WithoutCancel(ctx), key)) }()
+		defer deactivate(context.WithoutCancel(ctx), manager, key)
 	case !errdefs.IsNotImplemented(err): // not implemented: plain mounts
 		return err
 	}
@@ -57,4 +62,13 @@ func View(ctx context.Context, client *containerd.Client, snapshotter, key, chai
 		return found
 	}
 	return err
+}
+
+// deactivate ends the mounts of a view. That it could not is no failure of who
+// looked: a garbage collection at the same time takes the mounts as nobody's,
+// and then they are gone before us; what stays is the next one's to take.
+func deactivate(ctx context.Context, manager mount.Manager, key string) {
+	if err := manager.Deactivate(ctx, key); err != nil && !errdefs.IsNotFound(err) {
+		slog.Debug("end the mounts of a view", "key", key, "error", err)
+	}
 }
