@@ -57,7 +57,7 @@ func (o Options) machine(ctx context.Context) (*Machine, error) {
 	}
 	m := &Machine{
 		Name: o.name(), Dir: filepath.Join(root, o.name()), MemoryBytes: o.MemoryBytes, CPUs: o.CPUs,
-		ICount: o.ICount, Restrict: o.Restrict, DiskCache: o.DiskCache, Record: o.Record, Args: o.Args, Stick: o.Stick,
+		ICount: o.ICount, Restrict: o.Restrict, Tap: o.Tap, DiskCache: o.DiskCache, Record: o.Record, Args: o.Args, Stick: o.Stick,
 		readyMax: o.ReadyMax, progress: o.Progress,
 	}
 	if !nameForm.MatchString(m.Name) {

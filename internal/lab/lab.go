@@ -52,6 +52,7 @@ type Options struct {
 	Accel       string    // "kvm" or "tcg"; "" is KVM where a guest runs on it
 	ICount      string    // QEMU's -icount, for times that repeat; needs TCG
 	Restrict    bool      // no way out of the machine's network
+	Tap         string    // a tap of this machine instead of QEMU's network: nothing leads into it from loopback
 	DiskCache   string    // QEMU's cache mode, "writeback"; flushes are honoured
 	Stick       bool      // the image is a USB stick, without a seed, and the disk an empty NVMe
 	BlockBytes  int       // of that disk, 512
@@ -80,6 +81,7 @@ type Machine struct {
 	AccelReason string    `json:"accel_reason,omitempty"` // why not KVM
 	ICount      string    `json:"icount,omitempty"`
 	Restrict    bool      `json:"restrict,omitempty"`
+	Tap         string    `json:"tap,omitempty"`
 	DiskCache   string    `json:"disk_cache"`
 	// Stick: the USB stick is plugged in.
 	Stick bool `json:"stick,omitempty"`

@@ -123,6 +123,9 @@ func (m *Machine) stickArguments() []string {
 }
 
 func (m *Machine) netdev() string {
+	if m.Tap != "" {
+		return "tap,id=net0,script=no,downscript=no,ifname=" + quote(m.Tap)
+	}
 	_, apiPort, _ := net.SplitHostPort(m.API) //nolint:errcheck // written by Create
 	parts := []string{"user,id=net0", fmt.Sprintf("hostfwd=tcp:127.0.0.1:%s-:%d", apiPort, capsulePort)}
 	if m.Restrict {

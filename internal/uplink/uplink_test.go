@@ -2,7 +2,6 @@ package uplink
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -16,24 +15,14 @@ import (
 	"capsule/internal/nettest"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
-	"github.com/insomniacslk/dhcp/dhcpv4/server4"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
-// lan is a neighbour with a DHCP server that does as told.
+// lan is a neighbour with a DHCP server.
 type lan struct {
-	ns     *nettest.NS
-	server *server4.Server
-
-	mu    sync.Mutex
-	seen  []*dhcpv4.DHCPv4
-	give  netip.Addr
-	lease time.Duration
-	renew time.Duration // until T1, when it is said
-	nak   bool          // every request
-	mute  bool
-	dns   netip.Addr
+	ns *nettest.NS
+	*nettest.DHCP
 }
 
 // soon is for what takes a second or less, but for a machine that stands still.
@@ -46,98 +35,20 @@ const (
 )
 
 func newLAN(t *testing.T) *lan {
-	l := &lan{ns: nettest.New(t), give: netip.MustParseAddr("192.168.77.50"), lease: time.Hour, dns: netip.MustParseAddr("192.168.77.1")}
+	l := &lan{ns: nettest.New(t), DHCP: nettest.NewDHCP(nettest.Grant{
+		Server: netip.MustParsePrefix(lanAddress), Give: netip.MustParseAddr("192.168.77.50"), Lease: time.Hour, DNS: netip.MustParseAddr("192.168.77.1"),
+		More: []dhcpv4.Modifier{
+			dhcpv4.WithOption(dhcpv4.OptNTPServers(net.IPv4(192, 168, 77, 9))),
+			dhcpv4.WithOption(dhcpv4.OptDomainName("home.example")),
+			dhcpv4.WithGeneric(dhcpv4.OptionInterfaceMTU, []byte{5, 120}),
+		},
+	})}
 	nettest.Cable(t, ourLink, l.ns, lanLink)
 	l.ns.Addr(t, lanLink, lanAddress)
 	return l
 }
 
-func (l *lan) start(t *testing.T) {
-	t.Helper()
-	l.ns.Do(t, func() (err error) {
-		l.server, err = server4.NewServer(lanLink, &net.UDPAddr{Port: 67}, l.handle)
-		return err
-	})
-	server := l.server
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		_ = server.Serve()
-	}()
-	t.Cleanup(func() {
-		server.Close()
-		<-done
-	})
-}
-
-func (l *lan) set(change func(*lan)) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	change(l)
-}
-
-func (l *lan) handle(conn net.PacketConn, _ net.Addr, m *dhcpv4.DHCPv4) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.seen = append(l.seen, m)
-	if l.mute {
-		return
-	}
-	self := netip.MustParsePrefix(lanAddress).Addr()
-	r, err := dhcpv4.NewReplyFromRequest(m,
-		dhcpv4.WithYourIP(l.give.AsSlice()),
-		dhcpv4.WithOption(dhcpv4.OptServerIdentifier(self.AsSlice())),
-		dhcpv4.WithNetmask(net.CIDRMask(24, 32)),
-		dhcpv4.WithOption(dhcpv4.OptRouter(self.AsSlice())),
-		dhcpv4.WithOption(dhcpv4.OptDNS(l.dns.AsSlice())),
-		dhcpv4.WithOption(dhcpv4.OptNTPServers(net.IPv4(192, 168, 77, 9))),
-		dhcpv4.WithOption(dhcpv4.OptDomainName("home.example")),
-		dhcpv4.WithGeneric(dhcpv4.OptionInterfaceMTU, []byte{5, 120}),
-		dhcpv4.WithLeaseTime(uint32(l.lease/time.Second)))
-	if err != nil {
-		return
-	}
-	if l.renew > 0 {
-		r.UpdateOption(dhcpv4.OptGeneric(dhcpv4.OptionRenewTimeValue, binary.BigEndian.AppendUint32(nil, uint32(l.renew/time.Second))))
-	}
-	asked := m.RequestedIPAddress()
-	if asked == nil {
-		asked = m.ClientIPAddr
-	}
-	switch {
-	case m.MessageType() == dhcpv4.MessageTypeDiscover:
-		r.UpdateOption(dhcpv4.OptMessageType(dhcpv4.MessageTypeOffer))
-	case l.nak || m.ClientIPAddr.IsUnspecified() && !asked.Equal(l.give.AsSlice()):
-		r.UpdateOption(dhcpv4.OptMessageType(dhcpv4.MessageTypeNak))
-		r.YourIPAddr = net.IPv4zero
-	default:
-		r.UpdateOption(dhcpv4.OptMessageType(dhcpv4.MessageTypeAck))
-	}
-	dest := &net.UDPAddr{IP: net.IPv4bcast, Port: 68}
-	if !m.ClientIPAddr.IsUnspecified() {
-		dest.IP = m.ClientIPAddr
-	}
-	_, _ = conn.WriteTo(r.ToBytes(), dest)
-}
-
-// requests of a type that came since the count.
-func (l *lan) requests(since int, kind dhcpv4.MessageType) []*dhcpv4.DHCPv4 {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	var list []*dhcpv4.DHCPv4
-	for _, m := range l.seen[since:] {
-		if m.MessageType() == kind {
-			list = append(list, m)
-		}
-	}
-	return list
-}
-
-func (l *lan) count() int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return len(l.seen)
-}
+func (l *lan) start(t *testing.T) { l.Serve(t, l.ns, lanLink) }
 
 // daemon is a running Run.
 type daemon struct {
@@ -248,7 +159,7 @@ func TestAddress(t *testing.T) {
 	if got := gateway(t); got != "192.168.77.1" {
 		t.Errorf("default route by %q", got)
 	}
-	for _, m := range l.requests(0, dhcpv4.MessageTypeDiscover) {
+	for _, m := range l.Requests(0, dhcpv4.MessageTypeDiscover) {
 		if m.HostName() != "capsule-a3f2" {
 			t.Errorf("hostname %q", m.HostName())
 		}
@@ -288,11 +199,11 @@ func TestCableLater(t *testing.T) {
 	d.has(t, soon, "192.168.77.50/24")
 
 	// Pulled and plugged into the same network: the same address, asked for.
-	before := l.count()
+	before := l.Count()
 	l.ns.Down(t, lanLink)
 	l.ns.Up(t, lanLink)
 	nettest.Eventually(t, soon, func() error {
-		if len(l.requests(before, dhcpv4.MessageTypeRequest)) == 0 {
+		if len(l.Requests(before, dhcpv4.MessageTypeRequest)) == 0 {
 			return errors.New("nothing asked")
 		}
 		return nil
@@ -301,7 +212,7 @@ func TestCableLater(t *testing.T) {
 
 	// Into another network.
 	l.ns.Down(t, lanLink)
-	l.set(func(l *lan) { l.give = netip.MustParseAddr("192.168.77.60") })
+	l.Set(func(g *nettest.Grant) { g.Give = netip.MustParseAddr("192.168.77.60") })
 	l.ns.Up(t, lanLink)
 	d.has(t, soon, "192.168.77.60/24")
 }
@@ -324,22 +235,23 @@ func TestHotplug(t *testing.T) {
 func TestRenew(t *testing.T) {
 	l := newLAN(t)
 	// A lease that holds when the machine stands still for a while.
-	l.lease, l.renew = time.Minute, 5*time.Second
+	const renew = 5 * time.Second
+	l.Set(func(g *nettest.Grant) { g.Lease, g.Renew = time.Minute, renew })
 	l.start(t)
 	start := time.Now() // before the lease, which the machine may be slow to show
 	d := run(t, t.TempDir())
 	d.has(t, soon, "192.168.77.50/24")
 	renewal := l.awaitRenewal(t)
-	if passed := time.Since(start); passed < l.renew {
-		t.Errorf("renewed after %s, T1 is %s", passed, l.renew)
+	if passed := time.Since(start); passed < renew {
+		t.Errorf("renewed after %s, T1 is %s", passed, renew)
 	}
 	if renewal.ServerIdentifier() != nil || renewal.RequestedIPAddress() != nil {
 		t.Errorf("renewal carries what it may not: %s", renewal.Summary())
 	}
 
 	// Another DNS server and another address at the next one.
-	l.set(func(l *lan) {
-		l.give, l.dns = netip.MustParseAddr("192.168.77.51"), netip.MustParseAddr("192.168.77.2")
+	l.Set(func(g *nettest.Grant) {
+		g.Give, g.DNS = netip.MustParseAddr("192.168.77.51"), netip.MustParseAddr("192.168.77.2")
 	})
 	d.has(t, soon, "192.168.77.51/24")
 	d.resolves(t, "192.168.77.2")
@@ -357,18 +269,18 @@ func TestRenew(t *testing.T) {
 	}
 
 	// Refused: away at once, then another one.
-	l.set(func(l *lan) { l.nak = true })
+	l.Set(func(g *nettest.Grant) { g.NAK = true })
 	d.says(t, soon, "refused")
 	if len(d.last().Addresses) > 0 && d.last().Addresses[0].Addr().Is4() {
 		t.Errorf("still has %v", d.last().Addresses)
 	}
-	l.set(func(l *lan) { l.nak, l.give, l.lease = false, netip.MustParseAddr("192.168.77.52"), leaseMin })
+	l.Set(func(g *nettest.Grant) { g.NAK, g.Give, g.Lease = false, netip.MustParseAddr("192.168.77.52"), leaseMin })
 	d.has(t, 15*time.Second, "192.168.77.52/24")
 
 	// Nobody answers past expiry: away.
-	l.set(func(l *lan) { l.mute = true })
+	l.Set(func(g *nettest.Grant) { g.Mute = true })
 	d.has(t, 15*time.Second)
-	l.set(func(l *lan) { l.mute = false })
+	l.Set(func(g *nettest.Grant) { g.Mute = false })
 	d.has(t, 15*time.Second, "192.168.77.52/24")
 }
 
@@ -377,7 +289,7 @@ func (l *lan) awaitRenewal(t *testing.T) *dhcpv4.DHCPv4 {
 	t.Helper()
 	var found *dhcpv4.DHCPv4
 	nettest.Eventually(t, soon, func() error {
-		for _, m := range l.requests(0, dhcpv4.MessageTypeRequest) {
+		for _, m := range l.Requests(0, dhcpv4.MessageTypeRequest) {
 			if !m.ClientIPAddr.IsUnspecified() {
 				found = m
 				return nil
@@ -397,19 +309,19 @@ func TestAdopt(t *testing.T) {
 	d.has(t, soon, "192.168.77.50/24")
 	d.stop(t)
 	// Another one would be given to a stranger.
-	l.set(func(l *lan) { l.mute = true })
-	before := l.count()
+	l.Set(func(g *nettest.Grant) { g.Mute = true })
+	before := l.Count()
 	d = run(t, dir)
 	d.has(t, soon, "192.168.77.50/24")
 	d.resolves(t, "192.168.77.1")
 	nettest.Eventually(t, soon, func() error {
-		for _, m := range l.requests(before, dhcpv4.MessageTypeRequest) {
+		for _, m := range l.Requests(before, dhcpv4.MessageTypeRequest) {
 			if m.RequestedIPAddress().Equal(net.IPv4(192, 168, 77, 50)) {
 				return nil
 			}
 		}
 		return errors.New("the same address was not asked for")
 	})
-	l.set(func(l *lan) { l.mute = false })
+	l.Set(func(g *nettest.Grant) { g.Mute = false })
 	d.has(t, soon, "192.168.77.50/24")
 }

@@ -63,7 +63,7 @@ func run() error {
 		{name: "microVMs here", argv: []string{"go", "test", "-json", "-count=1", "-p=1", "-timeout=30m", "./internal/guest/...", "./internal/microvm"},
 			env: []string{"CAPSULE_TEST_GUEST=1"}, root: true},
 		{name: "the root is reproducible", argv: []string{"go", "run", "./image", "-check-reproducible"}},
-		{name: "whole machine", argv: []string{"go", "test", "-json", "-count=1", "-timeout=60m", "-tags=machine", "./test/machine"}},
+		{name: "whole machine", argv: []string{"go", "test", "-json", "-count=1", "-p=1", "-timeout=60m", "-tags=machine", "./test/machine", "./test/lan"}},
 		{name: "power cuts", argv: []string{"go", "test", "-json", "-count=1", "-timeout=30m", "-tags=machine", "./test/powercut"}},
 	}
 	r := report{skippedIn: map[string]bool{}, coverage: map[string]float64{}}

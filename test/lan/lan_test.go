@@ -203,13 +203,21 @@ func (around) KernelLog() string              { return os.DevNull }
 // found is what "discover -o json" shows of a capsule.
 type found struct{ Name, State, Host, Context, Fingerprint string }
 
+func (l *laptop) discover(t *testing.T) (got []found, err error) {
+	t.Helper()
+	out, errs, code := l.run(t, "", "discover", "--timeout", "2s", "-o", "json")
+	if err := json.Unmarshal([]byte(out), &got); err != nil || code != 0 {
+		return nil, fmt.Errorf("exit %d, %w: %s", code, err, errs)
+	}
+	return got, nil
+}
+
 func (l *laptop) discovers(t *testing.T, want ...found) {
 	t.Helper()
 	nettest.Eventually(t, 20*time.Second, func() error {
-		out, errs, code := l.run(t, "", "discover", "--timeout", "2s", "-o", "json")
-		var got []found
-		if err := json.Unmarshal([]byte(out), &got); err != nil || code != 0 {
-			return fmt.Errorf("exit %d, %w: %s", code, err, errs)
+		got, err := l.discover(t)
+		if err != nil {
+			return err
 		}
 		if fmt.Sprint(got) != fmt.Sprint(want) {
 			return fmt.Errorf("found %+v, want %+v", got, want)
@@ -269,8 +277,8 @@ func TestNoDHCP(t *testing.T) {
 	a := newBox(t, "capsule-a", "")
 	var list []found
 	nettest.Eventually(t, 20*time.Second, func() error {
-		out, _, _ := l.run(t, "", "discover", "--timeout", "2s", "-o", "json")
-		if err := json.Unmarshal([]byte(out), &list); err != nil {
+		var err error
+		if list, err = l.discover(t); err != nil {
 			return err
 		}
 		if len(list) != 1 || !strings.HasPrefix(list[0].Host, "[fe80::") || !strings.HasSuffix(list[0].Host, "%"+laptopLink+"]:50000") {
