@@ -23,6 +23,61 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// HealthState is what the checks of a workload say.
+type HealthState int32
+
+const (
+	// It has no check, or does not run.
+	HealthState_HEALTH_STATE_UNSPECIFIED HealthState = 0
+	// No check succeeded yet since its start.
+	HealthState_HEALTH_STATE_STARTING  HealthState = 1
+	HealthState_HEALTH_STATE_HEALTHY   HealthState = 2
+	HealthState_HEALTH_STATE_UNHEALTHY HealthState = 3
+)
+
+// Enum value maps for HealthState.
+var (
+	HealthState_name = map[int32]string{
+		0: "HEALTH_STATE_UNSPECIFIED",
+		1: "HEALTH_STATE_STARTING",
+		2: "HEALTH_STATE_HEALTHY",
+		3: "HEALTH_STATE_UNHEALTHY",
+	}
+	HealthState_value = map[string]int32{
+		"HEALTH_STATE_UNSPECIFIED": 0,
+		"HEALTH_STATE_STARTING":    1,
+		"HEALTH_STATE_HEALTHY":     2,
+		"HEALTH_STATE_UNHEALTHY":   3,
+	}
+)
+
+func (x HealthState) Enum() *HealthState {
+	p := new(HealthState)
+	*p = x
+	return p
+}
+
+func (x HealthState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (HealthState) Descriptor() protoreflect.EnumDescriptor {
+	return file_capsule_v1_workload_proto_enumTypes[0].Descriptor()
+}
+
+func (HealthState) Type() protoreflect.EnumType {
+	return &file_capsule_v1_workload_proto_enumTypes[0]
+}
+
+func (x HealthState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use HealthState.Descriptor instead.
+func (HealthState) EnumDescriptor() ([]byte, []int) {
+	return file_capsule_v1_workload_proto_rawDescGZIP(), []int{0}
+}
+
 // Phase is where a workload stands.
 type Phase int32
 
@@ -85,11 +140,11 @@ func (x Phase) String() string {
 }
 
 func (Phase) Descriptor() protoreflect.EnumDescriptor {
-	return file_capsule_v1_workload_proto_enumTypes[0].Descriptor()
+	return file_capsule_v1_workload_proto_enumTypes[1].Descriptor()
 }
 
 func (Phase) Type() protoreflect.EnumType {
-	return &file_capsule_v1_workload_proto_enumTypes[0]
+	return &file_capsule_v1_workload_proto_enumTypes[1]
 }
 
 func (x Phase) Number() protoreflect.EnumNumber {
@@ -98,7 +153,7 @@ func (x Phase) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Phase.Descriptor instead.
 func (Phase) EnumDescriptor() ([]byte, []int) {
-	return file_capsule_v1_workload_proto_rawDescGZIP(), []int{0}
+	return file_capsule_v1_workload_proto_rawDescGZIP(), []int{1}
 }
 
 // WorkloadSpec is what an operator declares of a Container or a MicroVM.
@@ -132,8 +187,13 @@ type WorkloadSpec struct {
 	StopGrace *durationpb.Duration `protobuf:"bytes,13,opt,name=stop_grace,json=stopGrace,proto3" json:"stop_grace,omitempty"`
 	// An update is rolled back unless this workload runs on the new system.
 	RequiredForUpdate bool `protobuf:"varint,14,opt,name=required_for_update,json=requiredForUpdate,proto3" json:"required_for_update,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// How it is told that the workload works; default the image's HEALTHCHECK.
+	Health *Health `protobuf:"bytes,15,opt,name=health,proto3" json:"health,omitempty"`
+	// Workloads that must run, and be healthy when they have a check, before this
+	// one starts.
+	DependsOn     []string `protobuf:"bytes,16,rep,name=depends_on,json=dependsOn,proto3" json:"depends_on,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WorkloadSpec) Reset() {
@@ -262,6 +322,20 @@ func (x *WorkloadSpec) GetRequiredForUpdate() bool {
 		return x.RequiredForUpdate
 	}
 	return false
+}
+
+func (x *WorkloadSpec) GetHealth() *Health {
+	if x != nil {
+		return x.Health
+	}
+	return nil
+}
+
+func (x *WorkloadSpec) GetDependsOn() []string {
+	if x != nil {
+		return x.DependsOn
+	}
+	return nil
 }
 
 // Port publishes one port of a workload. Short form in a manifest:
@@ -422,6 +496,246 @@ func (x *Mount) GetCopyImageContent() bool {
 	return false
 }
 
+// Health is a check that is made again and again while a workload runs: exactly
+// one of exec, http and tcp. Short form in a manifest: "none".
+type Health struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Program and arguments, run in the workload; healthy when it ends with 0.
+	Exec []string `protobuf:"bytes,1,rep,name=exec,proto3" json:"exec,omitempty"`
+	// Healthy when the answer's status is 200 to 399.
+	Http *HTTPCheck `protobuf:"bytes,2,opt,name=http,proto3" json:"http,omitempty"`
+	// Healthy when a connection is accepted.
+	Tcp *TCPCheck `protobuf:"bytes,3,opt,name=tcp,proto3" json:"tcp,omitempty"`
+	// From the end of a check to the next; default 30 s.
+	Interval *durationpb.Duration `protobuf:"bytes,4,opt,name=interval,proto3" json:"interval,omitempty"`
+	// A check that takes longer has failed; default 5 s.
+	Timeout *durationpb.Duration `protobuf:"bytes,5,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	// Failures in a row that make it unhealthy; default 3.
+	Retries uint32 `protobuf:"varint,6,opt,name=retries,proto3" json:"retries,omitempty"`
+	// Time after a start in which failures do not count; default 0.
+	StartPeriod *durationpb.Duration `protobuf:"bytes,7,opt,name=start_period,json=startPeriod,proto3" json:"start_period,omitempty"`
+	// From a check to the next until the first success; default 5 s, and at most
+	// interval.
+	StartInterval *durationpb.Duration `protobuf:"bytes,8,opt,name=start_interval,json=startInterval,proto3" json:"start_interval,omitempty"`
+	// What becomes of it when unhealthy: "restart" (default, unless it is never to
+	// be restarted) or "none".
+	OnFailure string `protobuf:"bytes,9,opt,name=on_failure,json=onFailure,proto3" json:"on_failure,omitempty"`
+	// No check, not even the image's; nothing else is set then.
+	None          bool `protobuf:"varint,10,opt,name=none,proto3" json:"none,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Health) Reset() {
+	*x = Health{}
+	mi := &file_capsule_v1_workload_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Health) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Health) ProtoMessage() {}
+
+func (x *Health) ProtoReflect() protoreflect.Message {
+	mi := &file_capsule_v1_workload_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Health.ProtoReflect.Descriptor instead.
+func (*Health) Descriptor() ([]byte, []int) {
+	return file_capsule_v1_workload_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Health) GetExec() []string {
+	if x != nil {
+		return x.Exec
+	}
+	return nil
+}
+
+func (x *Health) GetHttp() *HTTPCheck {
+	if x != nil {
+		return x.Http
+	}
+	return nil
+}
+
+func (x *Health) GetTcp() *TCPCheck {
+	if x != nil {
+		return x.Tcp
+	}
+	return nil
+}
+
+func (x *Health) GetInterval() *durationpb.Duration {
+	if x != nil {
+		return x.Interval
+	}
+	return nil
+}
+
+func (x *Health) GetTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.Timeout
+	}
+	return nil
+}
+
+func (x *Health) GetRetries() uint32 {
+	if x != nil {
+		return x.Retries
+	}
+	return 0
+}
+
+func (x *Health) GetStartPeriod() *durationpb.Duration {
+	if x != nil {
+		return x.StartPeriod
+	}
+	return nil
+}
+
+func (x *Health) GetStartInterval() *durationpb.Duration {
+	if x != nil {
+		return x.StartInterval
+	}
+	return nil
+}
+
+func (x *Health) GetOnFailure() string {
+	if x != nil {
+		return x.OnFailure
+	}
+	return ""
+}
+
+func (x *Health) GetNone() bool {
+	if x != nil {
+		return x.None
+	}
+	return false
+}
+
+// HTTPCheck is a GET request to a workload.
+type HTTPCheck struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Port of the workload, 1 to 65535.
+	Port uint32 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
+	// Absolute path, with a query if any; default "/".
+	Path string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	// "http" (default) or "https", whose certificate is not verified.
+	Scheme        string `protobuf:"bytes,3,opt,name=scheme,proto3" json:"scheme,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HTTPCheck) Reset() {
+	*x = HTTPCheck{}
+	mi := &file_capsule_v1_workload_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HTTPCheck) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HTTPCheck) ProtoMessage() {}
+
+func (x *HTTPCheck) ProtoReflect() protoreflect.Message {
+	mi := &file_capsule_v1_workload_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HTTPCheck.ProtoReflect.Descriptor instead.
+func (*HTTPCheck) Descriptor() ([]byte, []int) {
+	return file_capsule_v1_workload_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *HTTPCheck) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *HTTPCheck) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *HTTPCheck) GetScheme() string {
+	if x != nil {
+		return x.Scheme
+	}
+	return ""
+}
+
+// TCPCheck is a connection to a workload.
+type TCPCheck struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Port of the workload, 1 to 65535.
+	Port          uint32 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TCPCheck) Reset() {
+	*x = TCPCheck{}
+	mi := &file_capsule_v1_workload_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TCPCheck) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TCPCheck) ProtoMessage() {}
+
+func (x *TCPCheck) ProtoReflect() protoreflect.Message {
+	mi := &file_capsule_v1_workload_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TCPCheck.ProtoReflect.Descriptor instead.
+func (*TCPCheck) Descriptor() ([]byte, []int) {
+	return file_capsule_v1_workload_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *TCPCheck) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
 // Resources are a workload's limits; zero means no limit.
 type Resources struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -437,7 +751,7 @@ type Resources struct {
 
 func (x *Resources) Reset() {
 	*x = Resources{}
-	mi := &file_capsule_v1_workload_proto_msgTypes[3]
+	mi := &file_capsule_v1_workload_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -449,7 +763,7 @@ func (x *Resources) String() string {
 func (*Resources) ProtoMessage() {}
 
 func (x *Resources) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_v1_workload_proto_msgTypes[3]
+	mi := &file_capsule_v1_workload_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -462,7 +776,7 @@ func (x *Resources) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resources.ProtoReflect.Descriptor instead.
 func (*Resources) Descriptor() ([]byte, []int) {
-	return file_capsule_v1_workload_proto_rawDescGZIP(), []int{3}
+	return file_capsule_v1_workload_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Resources) GetMemory() int64 {
@@ -497,7 +811,7 @@ type Intent struct {
 
 func (x *Intent) Reset() {
 	*x = Intent{}
-	mi := &file_capsule_v1_workload_proto_msgTypes[4]
+	mi := &file_capsule_v1_workload_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -509,7 +823,7 @@ func (x *Intent) String() string {
 func (*Intent) ProtoMessage() {}
 
 func (x *Intent) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_v1_workload_proto_msgTypes[4]
+	mi := &file_capsule_v1_workload_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -522,7 +836,7 @@ func (x *Intent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Intent.ProtoReflect.Descriptor instead.
 func (*Intent) Descriptor() ([]byte, []int) {
-	return file_capsule_v1_workload_proto_rawDescGZIP(), []int{4}
+	return file_capsule_v1_workload_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Intent) GetStopped() bool {
@@ -547,7 +861,7 @@ type Workload struct {
 
 func (x *Workload) Reset() {
 	*x = Workload{}
-	mi := &file_capsule_v1_workload_proto_msgTypes[5]
+	mi := &file_capsule_v1_workload_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -559,7 +873,7 @@ func (x *Workload) String() string {
 func (*Workload) ProtoMessage() {}
 
 func (x *Workload) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_v1_workload_proto_msgTypes[5]
+	mi := &file_capsule_v1_workload_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -572,7 +886,7 @@ func (x *Workload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Workload.ProtoReflect.Descriptor instead.
 func (*Workload) Descriptor() ([]byte, []int) {
-	return file_capsule_v1_workload_proto_rawDescGZIP(), []int{5}
+	return file_capsule_v1_workload_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Workload) GetSpec() *WorkloadSpec {
@@ -604,7 +918,8 @@ type WorkloadStatus struct {
 	Phase      Phase  `protobuf:"varint,2,opt,name=phase,proto3,enum=capsule.v1.Phase" json:"phase,omitempty"`
 	// One sentence for the operator.
 	Message string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
-	// One word for programs: "operator", "oom", "exit", "signal", "image", "config".
+	// One word for programs: "operator", "oom", "exit", "signal", "image", "config",
+	// "volume", "dependency", "unhealthy".
 	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
 	// Generation that runs; differs from generation while an older one keeps serving.
 	RunningGeneration uint64 `protobuf:"varint,5,opt,name=running_generation,json=runningGeneration,proto3" json:"running_generation,omitempty"`
@@ -621,20 +936,25 @@ type WorkloadStatus struct {
 	NextStartAt *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=next_start_at,json=nextStartAt,proto3" json:"next_start_at,omitempty"`
 	// Addresses on the bridge.
 	Addresses []string `protobuf:"bytes,12,rep,name=addresses,proto3" json:"addresses,omitempty"`
-	// What was accepted but is not honoured, such as an image's health check.
+	// What was accepted but is not honoured, such as a VOLUME of its image.
 	Warnings []string `protobuf:"bytes,13,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	// Times that starting was tried in a row without success.
 	Failures uint32 `protobuf:"varint,14,opt,name=failures,proto3" json:"failures,omitempty"`
 	// A MicroVM on an emulated processor, since the capsule has no hardware
 	// virtualization.
-	Emulated      bool `protobuf:"varint,15,opt,name=emulated,proto3" json:"emulated,omitempty"`
+	Emulated bool `protobuf:"varint,15,opt,name=emulated,proto3" json:"emulated,omitempty"`
+	// Health of what runs.
+	Health HealthState `protobuf:"varint,16,opt,name=health,proto3,enum=capsule.v1.HealthState" json:"health,omitempty"`
+	// How the last check that mattered went, such as "exit code 1: refused"; at
+	// most 4 KiB.
+	HealthMessage string `protobuf:"bytes,17,opt,name=health_message,json=healthMessage,proto3" json:"health_message,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WorkloadStatus) Reset() {
 	*x = WorkloadStatus{}
-	mi := &file_capsule_v1_workload_proto_msgTypes[6]
+	mi := &file_capsule_v1_workload_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -646,7 +966,7 @@ func (x *WorkloadStatus) String() string {
 func (*WorkloadStatus) ProtoMessage() {}
 
 func (x *WorkloadStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_v1_workload_proto_msgTypes[6]
+	mi := &file_capsule_v1_workload_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -659,7 +979,7 @@ func (x *WorkloadStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkloadStatus.ProtoReflect.Descriptor instead.
 func (*WorkloadStatus) Descriptor() ([]byte, []int) {
-	return file_capsule_v1_workload_proto_rawDescGZIP(), []int{6}
+	return file_capsule_v1_workload_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *WorkloadStatus) GetGeneration() uint64 {
@@ -767,12 +1087,26 @@ func (x *WorkloadStatus) GetEmulated() bool {
 	return false
 }
 
+func (x *WorkloadStatus) GetHealth() HealthState {
+	if x != nil {
+		return x.Health
+	}
+	return HealthState_HEALTH_STATE_UNSPECIFIED
+}
+
+func (x *WorkloadStatus) GetHealthMessage() string {
+	if x != nil {
+		return x.HealthMessage
+	}
+	return ""
+}
+
 var File_capsule_v1_workload_proto protoreflect.FileDescriptor
 
 const file_capsule_v1_workload_proto_rawDesc = "" +
 	"\n" +
 	"\x19capsule/v1/workload.proto\x12\n" +
-	"capsule.v1\x1a\x18capsule/v1/options.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbb\x04\n" +
+	"capsule.v1\x1a\x18capsule/v1/options.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x86\x05\n" +
 	"\fWorkloadSpec\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\x12\x18\n" +
 	"\acommand\x18\x02 \x03(\tR\acommand\x12\x12\n" +
@@ -791,7 +1125,10 @@ const file_capsule_v1_workload_proto_rawDesc = "" +
 	"stopSignal\x128\n" +
 	"\n" +
 	"stop_grace\x18\r \x01(\v2\x19.google.protobuf.DurationR\tstopGrace\x12.\n" +
-	"\x13required_for_update\x18\x0e \x01(\bR\x11requiredForUpdate\x1a6\n" +
+	"\x13required_for_update\x18\x0e \x01(\bR\x11requiredForUpdate\x12*\n" +
+	"\x06health\x18\x0f \x01(\v2\x12.capsule.v1.HealthR\x06health\x12\x1d\n" +
+	"\n" +
+	"depends_on\x18\x10 \x03(\tR\tdependsOn\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"m\n" +
@@ -806,7 +1143,26 @@ const file_capsule_v1_workload_proto_rawDesc = "" +
 	"\tread_only\x18\x03 \x01(\bR\breadOnly\x12\x16\n" +
 	"\x06shared\x18\x04 \x01(\bR\x06shared\x121\n" +
 	"\x12copy_image_content\x18\x05 \x01(\bH\x00R\x10copyImageContent\x88\x01\x01B\x15\n" +
-	"\x13_copy_image_content\"W\n" +
+	"\x13_copy_image_content\"\xa8\x03\n" +
+	"\x06Health\x12\x12\n" +
+	"\x04exec\x18\x01 \x03(\tR\x04exec\x12)\n" +
+	"\x04http\x18\x02 \x01(\v2\x15.capsule.v1.HTTPCheckR\x04http\x12&\n" +
+	"\x03tcp\x18\x03 \x01(\v2\x14.capsule.v1.TCPCheckR\x03tcp\x125\n" +
+	"\binterval\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\binterval\x123\n" +
+	"\atimeout\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12\x18\n" +
+	"\aretries\x18\x06 \x01(\rR\aretries\x12<\n" +
+	"\fstart_period\x18\a \x01(\v2\x19.google.protobuf.DurationR\vstartPeriod\x12@\n" +
+	"\x0estart_interval\x18\b \x01(\v2\x19.google.protobuf.DurationR\rstartInterval\x12\x1d\n" +
+	"\n" +
+	"on_failure\x18\t \x01(\tR\tonFailure\x12\x12\n" +
+	"\x04none\x18\n" +
+	" \x01(\bR\x04none\"K\n" +
+	"\tHTTPCheck\x12\x12\n" +
+	"\x04port\x18\x01 \x01(\rR\x04port\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x16\n" +
+	"\x06scheme\x18\x03 \x01(\tR\x06scheme\"\x1e\n" +
+	"\bTCPCheck\x12\x12\n" +
+	"\x04port\x18\x01 \x01(\rR\x04port\"W\n" +
 	"\tResources\x12\x1c\n" +
 	"\x06memory\x18\x01 \x01(\x03B\x04\x90\xb5\x18\x01R\x06memory\x12\x18\n" +
 	"\x04cpus\x18\x02 \x01(\x03B\x04\x90\xb5\x18\x02R\x04cpus\x12\x12\n" +
@@ -816,7 +1172,7 @@ const file_capsule_v1_workload_proto_rawDesc = "" +
 	"\bWorkload\x12,\n" +
 	"\x04spec\x18\x01 \x01(\v2\x18.capsule.v1.WorkloadSpecR\x04spec\x12*\n" +
 	"\x06intent\x18\x02 \x01(\v2\x12.capsule.v1.IntentR\x06intent\x122\n" +
-	"\x06status\x18\x03 \x01(\v2\x1a.capsule.v1.WorkloadStatusR\x06status\"\xd3\x04\n" +
+	"\x06status\x18\x03 \x01(\v2\x1a.capsule.v1.WorkloadStatusR\x06status\"\xab\x05\n" +
 	"\x0eWorkloadStatus\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
@@ -837,9 +1193,16 @@ const file_capsule_v1_workload_proto_rawDesc = "" +
 	"\taddresses\x18\f \x03(\tR\taddresses\x12\x1a\n" +
 	"\bwarnings\x18\r \x03(\tR\bwarnings\x12\x1a\n" +
 	"\bfailures\x18\x0e \x01(\rR\bfailures\x12\x1a\n" +
-	"\bemulated\x18\x0f \x01(\bR\bemulatedB\f\n" +
+	"\bemulated\x18\x0f \x01(\bR\bemulated\x12/\n" +
+	"\x06health\x18\x10 \x01(\x0e2\x17.capsule.v1.HealthStateR\x06health\x12%\n" +
+	"\x0ehealth_message\x18\x11 \x01(\tR\rhealthMessageB\f\n" +
 	"\n" +
-	"_exit_code*\xca\x01\n" +
+	"_exit_code*|\n" +
+	"\vHealthState\x12\x1c\n" +
+	"\x18HEALTH_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +
+	"\x15HEALTH_STATE_STARTING\x10\x01\x12\x18\n" +
+	"\x14HEALTH_STATE_HEALTHY\x10\x02\x12\x1a\n" +
+	"\x16HEALTH_STATE_UNHEALTHY\x10\x03*\xca\x01\n" +
 	"\x05Phase\x12\x15\n" +
 	"\x11PHASE_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rPHASE_PENDING\x10\x01\x12\x11\n" +
@@ -864,39 +1227,51 @@ func file_capsule_v1_workload_proto_rawDescGZIP() []byte {
 	return file_capsule_v1_workload_proto_rawDescData
 }
 
-var file_capsule_v1_workload_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_capsule_v1_workload_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_capsule_v1_workload_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_capsule_v1_workload_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_capsule_v1_workload_proto_goTypes = []any{
-	(Phase)(0),                    // 0: capsule.v1.Phase
-	(*WorkloadSpec)(nil),          // 1: capsule.v1.WorkloadSpec
-	(*Port)(nil),                  // 2: capsule.v1.Port
-	(*Mount)(nil),                 // 3: capsule.v1.Mount
-	(*Resources)(nil),             // 4: capsule.v1.Resources
-	(*Intent)(nil),                // 5: capsule.v1.Intent
-	(*Workload)(nil),              // 6: capsule.v1.Workload
-	(*WorkloadStatus)(nil),        // 7: capsule.v1.WorkloadStatus
-	nil,                           // 8: capsule.v1.WorkloadSpec.EnvEntry
-	(*durationpb.Duration)(nil),   // 9: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 10: google.protobuf.Timestamp
+	(HealthState)(0),              // 0: capsule.v1.HealthState
+	(Phase)(0),                    // 1: capsule.v1.Phase
+	(*WorkloadSpec)(nil),          // 2: capsule.v1.WorkloadSpec
+	(*Port)(nil),                  // 3: capsule.v1.Port
+	(*Mount)(nil),                 // 4: capsule.v1.Mount
+	(*Health)(nil),                // 5: capsule.v1.Health
+	(*HTTPCheck)(nil),             // 6: capsule.v1.HTTPCheck
+	(*TCPCheck)(nil),              // 7: capsule.v1.TCPCheck
+	(*Resources)(nil),             // 8: capsule.v1.Resources
+	(*Intent)(nil),                // 9: capsule.v1.Intent
+	(*Workload)(nil),              // 10: capsule.v1.Workload
+	(*WorkloadStatus)(nil),        // 11: capsule.v1.WorkloadStatus
+	nil,                           // 12: capsule.v1.WorkloadSpec.EnvEntry
+	(*durationpb.Duration)(nil),   // 13: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
 }
 var file_capsule_v1_workload_proto_depIdxs = []int32{
-	8,  // 0: capsule.v1.WorkloadSpec.env:type_name -> capsule.v1.WorkloadSpec.EnvEntry
-	2,  // 1: capsule.v1.WorkloadSpec.ports:type_name -> capsule.v1.Port
-	3,  // 2: capsule.v1.WorkloadSpec.mounts:type_name -> capsule.v1.Mount
-	4,  // 3: capsule.v1.WorkloadSpec.resources:type_name -> capsule.v1.Resources
-	9,  // 4: capsule.v1.WorkloadSpec.stop_grace:type_name -> google.protobuf.Duration
-	1,  // 5: capsule.v1.Workload.spec:type_name -> capsule.v1.WorkloadSpec
-	5,  // 6: capsule.v1.Workload.intent:type_name -> capsule.v1.Intent
-	7,  // 7: capsule.v1.Workload.status:type_name -> capsule.v1.WorkloadStatus
-	0,  // 8: capsule.v1.WorkloadStatus.phase:type_name -> capsule.v1.Phase
-	10, // 9: capsule.v1.WorkloadStatus.started_at:type_name -> google.protobuf.Timestamp
-	10, // 10: capsule.v1.WorkloadStatus.finished_at:type_name -> google.protobuf.Timestamp
-	10, // 11: capsule.v1.WorkloadStatus.next_start_at:type_name -> google.protobuf.Timestamp
-	12, // [12:12] is the sub-list for method output_type
-	12, // [12:12] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	12, // 0: capsule.v1.WorkloadSpec.env:type_name -> capsule.v1.WorkloadSpec.EnvEntry
+	3,  // 1: capsule.v1.WorkloadSpec.ports:type_name -> capsule.v1.Port
+	4,  // 2: capsule.v1.WorkloadSpec.mounts:type_name -> capsule.v1.Mount
+	8,  // 3: capsule.v1.WorkloadSpec.resources:type_name -> capsule.v1.Resources
+	13, // 4: capsule.v1.WorkloadSpec.stop_grace:type_name -> google.protobuf.Duration
+	5,  // 5: capsule.v1.WorkloadSpec.health:type_name -> capsule.v1.Health
+	6,  // 6: capsule.v1.Health.http:type_name -> capsule.v1.HTTPCheck
+	7,  // 7: capsule.v1.Health.tcp:type_name -> capsule.v1.TCPCheck
+	13, // 8: capsule.v1.Health.interval:type_name -> google.protobuf.Duration
+	13, // 9: capsule.v1.Health.timeout:type_name -> google.protobuf.Duration
+	13, // 10: capsule.v1.Health.start_period:type_name -> google.protobuf.Duration
+	13, // 11: capsule.v1.Health.start_interval:type_name -> google.protobuf.Duration
+	2,  // 12: capsule.v1.Workload.spec:type_name -> capsule.v1.WorkloadSpec
+	9,  // 13: capsule.v1.Workload.intent:type_name -> capsule.v1.Intent
+	11, // 14: capsule.v1.Workload.status:type_name -> capsule.v1.WorkloadStatus
+	1,  // 15: capsule.v1.WorkloadStatus.phase:type_name -> capsule.v1.Phase
+	14, // 16: capsule.v1.WorkloadStatus.started_at:type_name -> google.protobuf.Timestamp
+	14, // 17: capsule.v1.WorkloadStatus.finished_at:type_name -> google.protobuf.Timestamp
+	14, // 18: capsule.v1.WorkloadStatus.next_start_at:type_name -> google.protobuf.Timestamp
+	0,  // 19: capsule.v1.WorkloadStatus.health:type_name -> capsule.v1.HealthState
+	20, // [20:20] is the sub-list for method output_type
+	20, // [20:20] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_capsule_v1_workload_proto_init() }
@@ -906,14 +1281,14 @@ func file_capsule_v1_workload_proto_init() {
 	}
 	file_capsule_v1_options_proto_init()
 	file_capsule_v1_workload_proto_msgTypes[2].OneofWrappers = []any{}
-	file_capsule_v1_workload_proto_msgTypes[6].OneofWrappers = []any{}
+	file_capsule_v1_workload_proto_msgTypes[9].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_capsule_v1_workload_proto_rawDesc), len(file_capsule_v1_workload_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   8,
+			NumEnums:      2,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
