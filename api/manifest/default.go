@@ -57,4 +57,5 @@ func defaultWorkload(s *capsulev1.WorkloadSpec) {
 		}
 	}
 	defaultMounts(s.Mounts)
+	defaultHealth(s)
 }

@@ -49,6 +49,16 @@ func (d *document) isBad(path string) bool {
 	return false
 }
 
+// badBelow tells whether anything under a path could not be read.
+func (d *document) badBelow(path string) bool {
+	for bad := range d.bad {
+		if strings.HasPrefix(bad, path+".") {
+			return true
+		}
+	}
+	return false
+}
+
 // decode reads one document into d.object, then checks it by the rules that the
 // server has too.
 func (d *document) decode(body *yaml.Node) {
@@ -79,7 +89,7 @@ func (d *document) decode(body *yaml.Node) {
 		}
 	})
 	for _, p := range problems(d.object) {
-		if !d.isBad(p.path) {
+		if !d.isBad(p.path) && !(p.lacks && d.badBelow(p.path)) {
 			d.fail(d.place(p.path), "%s", p.message)
 		}
 	}

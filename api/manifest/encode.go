@@ -67,7 +67,7 @@ func (e *encoder) fields(m protoreflect.Message, indent int) {
 			for i := range v.List().Len() {
 				e.item(f, v.List().Get(i), indent+1)
 			}
-		case isNested(f):
+		case isNested(f, v):
 			if hasFields(v.Message()) {
 				e.line(indent, name+":")
 				e.fields(v.Message(), indent+1)
@@ -108,12 +108,12 @@ func hasFields(m protoreflect.Message) bool {
 }
 
 // isNested tells a message that is written as fields of its own.
-func isNested(f protoreflect.FieldDescriptor) bool {
+func isNested(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
 	if f.Message() == nil || f.Message().FullName() == durationName {
 		return false
 	}
-	_, short := shortForms[f.Message().FullName()]
-	return !short
+	short, ok := shortForms[f.Message().FullName()]
+	return !ok || !short.holds(v.Message().Interface())
 }
 
 func (e *encoder) mapping(m protoreflect.Map, indent int) {

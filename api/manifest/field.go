@@ -48,10 +48,12 @@ func (d *document) field(m protoreflect.Message, f protoreflect.FieldDescriptor,
 
 func (d *document) list(m protoreflect.Message, f protoreflect.FieldDescriptor, n *yaml.Node, path string) {
 	if n.Kind != yaml.SequenceNode {
-		d.fail(n, "%s: want a list, found %s", path, describe(n))
+		d.bad[path] = true
+		d.fail(n, "%s: want a list, found %s%s", path, describe(n), lineHint(path, n))
 		return
 	}
 	if len(n.Content) == 0 && f.Kind() == protoreflect.StringKind {
+		d.bad[path] = true
 		d.fail(n, "%s: an empty list replaces nothing; remove the line", path)
 		return
 	}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
@@ -51,6 +52,15 @@ workingDir: /srv
 stopSignal: SIGRTMIN+3
 stopGrace: 1m30s
 requiredForUpdate: true
+health:
+  http: {port: 80, path: "/up?deep=1", scheme: https}
+  interval: 10s
+  timeout: 500ms
+  retries: 5
+  startPeriod: 1m
+  startInterval: 2s
+  onFailure: none
+dependsOn: [db, cache]
 `
 
 func wholeObject() *capsulev1.Object {
@@ -80,6 +90,12 @@ func wholeObject() *capsulev1.Object {
 			StopGrace:  &durationpb.Duration{Seconds: 90},
 
 			RequiredForUpdate: true,
+			Health: &capsulev1.Health{
+				Http:     &capsulev1.HTTPCheck{Port: 80, Path: "/up?deep=1", Scheme: "https"},
+				Interval: durationpb.New(10 * time.Second), Timeout: durationpb.New(500 * time.Millisecond), Retries: 5,
+				StartPeriod: durationpb.New(time.Minute), StartInterval: durationpb.New(2 * time.Second), OnFailure: "none",
+			},
+			DependsOn: []string{"db", "cache"},
 		}}},
 	}
 }
@@ -213,6 +229,43 @@ func TestRefused(t *testing.T) {
 		{"required: true", `4:1: unknown field "required"; it is called "requiredForUpdate" here`},
 		{"workingDir: srv", `4:13: workingDir: path "srv" must be absolute`},
 		{"user: 'a:'", `4:7: user "a:": want "user", "uid", "user:group" or "uid:gid"`},
+		// Health.
+		{"health: off", `4:9: health: want "none" or fields such as "http", found "off"`},
+		{"health: []", `4:9: health: want "none" or fields, found a list`},
+		{"health: {}", `4:9: health: want one of exec, http, tcp; or "none" for no check`},
+		{"health: {interval: 5s}", `4:9: health: want one of exec, http, tcp`},
+		{"health: {htp: {port: 80}}", `4:10: unknown field "htp"; did you mean "http"?`},
+		{"health: {exec: curl -f x}", `4:16: health.exec: want a list, found "curl -f x"; write each word as an entry, or [/bin/sh, -c, "…"]`},
+		{"health: {exec: []}", `4:16: health.exec: an empty list`},
+		{"health: {exec: ['']}", `4:17: health.exec[0] is empty, want a program`},
+		{"health: {test: [CMD, x]}", `4:10: unknown field "test"; it is called "exec" here`},
+		{"health: {exec: [CMD, x]}", `4:17: health.exec[0]: "CMD" is a word of Dockerfiles; begin with the program`},
+		{"health: {exec: [CMD-SHELL, x]}", `4:17: health.exec[0]: "CMD-SHELL" is a word of Dockerfiles; write [/bin/sh, -c, "…"]`},
+		{"health: {exec: [NONE]}", `4:17: health.exec[0]: "NONE" is a word of Dockerfiles; write "health: none"`},
+		{"health: {http: {port: 80}, tcp: {port: 80}}", `4:33: health: http and tcp are given; want exactly one of exec, http, tcp`},
+		{"health: {http: {path: /}}", `4:16: health.http.port must be within 1 and 65535`},
+		{"health: {http: 80}", `4:16: health.http: want fields, found "80"`},
+		{"health: {http: {port: 80, path: up}}", `4:33: health.http.path "up" must begin with "/"`},
+		{"health: {http: {port: 80, path: '/a b'}}", `4:33: health.http.path "/a b" must have no space`},
+		{"health: {http: {port: 80, scheme: htps}}", `4:35: health.http: unknown scheme "htps"; did you mean "https"?`},
+		{"health: {tcp: {port: 70000}}", `4:22: health.tcp.port must be within 1 and 65535`},
+		{"health: {tcp: {port: 80}, interval: 30}", `4:37: health.interval: want a time with its unit`},
+		{"health: {tcp: {port: 80}, interval: 10ms}", `4:37: health.interval must be within 1s and 1h`},
+		{"health: {tcp: {port: 80}, timeout: 0s}", `4:36: health.timeout must be within 100ms and 5m`},
+		{"health: {tcp: {port: 80}, startPeriod: 25h}", `4:40: health.startPeriod must be within 0s and 24h`},
+		{"health: {tcp: {port: 80}, start_period: 2s}", `4:27: unknown field "start_period"; it is called "startPeriod" here`},
+		{"health: {tcp: {port: 80}, retries: 0}", `4:36: health.retries: 0 is out of range`},
+		{"health: {tcp: {port: 80}, retries: 101}", `4:36: health.retries must be within 1 and 100`},
+		{"health: {tcp: {port: 80}, onFailure: restat}", `4:38: health: unknown onFailure "restat"; did you mean "restart"?`},
+		{"health: {none: true, retries: 2}", `4:16: health.none stands alone`},
+		{"network: none\nhealth: {tcp: {port: 80}}", `5:15: health.tcp: with network "none" the workload has no address; want exec`},
+		{"restart: never\nhealth: {tcp: {port: 80}, onFailure: restart}", `5:38: health.onFailure "restart": restart is "never"`},
+		{"healthcheck: none", `4:1: unknown field "healthcheck"; it is called "health" here`},
+		{"depends_on: [db]", `4:1: unknown field "depends_on"; it is called "dependsOn" here`},
+		{"dependsOn: db", `4:12: dependsOn: want a list, found "db"`},
+		{"dependsOn: [web]", `4:13: dependsOn[0]: "web" can't wait for itself`},
+		{"dependsOn: [db, db]", `4:17: dependsOn[1]: "db" is given twice`},
+		{"dependsOn: [DB]", `4:13: dependsOn[0]: name "DB" must be lower-case`},
 		// YAML beyond values.
 		{"env: &e {A: x}", `4:6: anchors and aliases are not supported: write the value out`},
 		{"env: {<<: {A: x}}", `4:7: merge keys are not supported: write the fields out`},
@@ -374,6 +427,8 @@ func TestDiff(t *testing.T) {
 	changed.GetWorkload().Spec.Env["A"] = "no"
 	changed.GetWorkload().Spec.Resources.Pids = 0
 	changed.GetWorkload().Spec.RequiredForUpdate = false
+	changed.GetWorkload().Spec.Health.Http.Port = 81
+	changed.GetWorkload().Spec.DependsOn = []string{"db"}
 	want := `-image: registry.lan:5000/web:1
 +image: registry.lan:5000/web:2
  env:
@@ -382,6 +437,12 @@ func TestDiff(t *testing.T) {
  resources:
 -  pids: 100
 -requiredForUpdate: true
+ health:
+   http:
+-    port: 80
++    port: 81
+ dependsOn:
+-  - cache
 `
 	if diff := cmp.Diff(want, Diff(old, changed)); diff != "" {
 		t.Error(diff)
@@ -396,14 +457,18 @@ func TestDiff(t *testing.T) {
 
 func TestValidateOfAClient(t *testing.T) {
 	for name, break_ := range map[string]func(*capsulev1.Object){
-		"no meta":        func(o *capsulev1.Object) { o.Meta = nil },
-		"no spec":        func(o *capsulev1.Object) { o.GetWorkload().Spec = nil },
-		"no kind":        func(o *capsulev1.Object) { o.Kind = nil },
-		"nil port":       func(o *capsulev1.Object) { o.GetWorkload().Spec.Ports[0] = nil },
-		"memory -1":      func(o *capsulev1.Object) { o.GetWorkload().Spec.Resources.Memory = -1 },
-		"cpus -1":        func(o *capsulev1.Object) { o.GetWorkload().Spec.Resources.Cpus = -1 },
-		"negative grace": func(o *capsulev1.Object) { o.GetWorkload().Spec.StopGrace.Seconds = -1 },
-		"port too large": func(o *capsulev1.Object) { o.GetWorkload().Spec.Ports[0].HostPort = 1 << 31 },
+		"no meta":           func(o *capsulev1.Object) { o.Meta = nil },
+		"no spec":           func(o *capsulev1.Object) { o.GetWorkload().Spec = nil },
+		"no kind":           func(o *capsulev1.Object) { o.Kind = nil },
+		"nil port":          func(o *capsulev1.Object) { o.GetWorkload().Spec.Ports[0] = nil },
+		"memory -1":         func(o *capsulev1.Object) { o.GetWorkload().Spec.Resources.Memory = -1 },
+		"cpus -1":           func(o *capsulev1.Object) { o.GetWorkload().Spec.Resources.Cpus = -1 },
+		"negative grace":    func(o *capsulev1.Object) { o.GetWorkload().Spec.StopGrace.Seconds = -1 },
+		"port too large":    func(o *capsulev1.Object) { o.GetWorkload().Spec.Ports[0].HostPort = 1 << 31 },
+		"no check":          func(o *capsulev1.Object) { o.GetWorkload().Spec.Health.Http = nil },
+		"negative interval": func(o *capsulev1.Object) { o.GetWorkload().Spec.Health.Interval.Seconds = -1 },
+		"invalid timeout":   func(o *capsulev1.Object) { o.GetWorkload().Spec.Health.Timeout.Nanos = -1 },
+		"check and none":    func(o *capsulev1.Object) { o.GetWorkload().Spec.Health.None = true },
 		"newer field": func(o *capsulev1.Object) {
 			o.GetWorkload().Spec.Resources.ProtoReflect().SetUnknown([]byte{0xa0, 0x06, 0x01})
 		},
@@ -425,6 +490,8 @@ func TestValidateOfAClient(t *testing.T) {
 func FuzzDecode(f *testing.F) {
 	f.Add([]byte(whole))
 	f.Add([]byte(base + "---\n" + base))
+	f.Add([]byte(base + "health: none\n---\n" + base + "health: {tcp: {port: 1}}\ndependsOn: [a, b]\n"))
+	f.Add([]byte(base + "health: {exec: [/bin/sh, -c, 'a b'], retries: 9}\nrestart: never\n"))
 	f.Add([]byte(volumeText + "---\n" + mounting))
 	f.Add([]byte("kind: Container\nname: a\nimage: a\nenv: {\"\\x7f\": \"\\u2028\"}\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {

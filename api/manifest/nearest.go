@@ -12,6 +12,10 @@ var foreignNames = map[string]string{
 	"containerport": "port", "hostip": "address", "ro": "readOnly", "mountpath": "path",
 	"required": "requiredForUpdate", "updaterequired": "requiredForUpdate", "mem_limit": "memory", "pids_limit": "pids", "mem": "memory",
 	"source": "volume", "src": "volume", "claimname": "volume", "destination": "path", "dst": "path",
+	"healthcheck": "health", "livenessprobe": "health", "readinessprobe": "health", "test": "exec",
+	"httpget": "http", "tcpsocket": "tcp", "start_period": "startPeriod", "initialdelayseconds": "startPeriod",
+	"start_interval": "startInterval", "periodseconds": "interval", "timeoutseconds": "timeout",
+	"failurethreshold": "retries", "depends_on": "dependsOn", "depends": "dependsOn", "requires": "dependsOn",
 	"capacity": "size", "storage": "size", "schedule": "snapshots", "interval": "every", "retain": "keep", "retention": "keep",
 }
 

@@ -32,6 +32,12 @@ var shortForms = map[protoreflect.FullName]shortForm{
 		format: func(m proto.Message) string { return formatMount(m.(*capsulev1.Mount)) },
 		holds:  func(m proto.Message) bool { return isShort(m.(*capsulev1.Mount)) },
 	},
+	(*capsulev1.Health)(nil).ProtoReflect().Descriptor().FullName(): {
+		form:   healthNone,
+		parse:  func(s string) (proto.Message, error) { return parseHealth(s) },
+		format: func(proto.Message) string { return healthNone },
+		holds:  func(m proto.Message) bool { return proto.Equal(m, &capsulev1.Health{None: true}) },
+	},
 }
 
 const (

@@ -59,7 +59,10 @@ var (
 func isWorkload(kind string) bool { return kind == KindContainer || kind == KindMicroVM }
 
 // problem is a broken rule and the field that breaks it.
-type problem struct{ path, message string }
+type problem struct {
+	path, message string
+	lacks         bool // something below the path is missing
+}
 
 // Validate checks an object by all rules that need no knowledge of the capsule.
 // It is run again by the server on what any client sends. Its class is
@@ -98,19 +101,20 @@ func problems(o *capsulev1.Object) []problem {
 			break
 		}
 		c.known(o.GetWorkload().GetSpec().ProtoReflect(), 0)
-		c.microVM = kind == KindMicroVM
+		c.microVM, c.name = kind == KindMicroVM, o.GetMeta().GetName()
 		c.spec(o.GetWorkload().GetSpec())
 	}
 	return c.found
 }
 
 type check struct {
-	microVM bool // the fields are those of a MicroVM
+	microVM bool   // the fields are those of a MicroVM
+	name    string // of the workload
 	found   []problem
 }
 
 func (c *check) add(path, format string, args ...any) {
-	c.found = append(c.found, problem{path, fmt.Sprintf(format, args...)})
+	c.found = append(c.found, problem{path: path, message: fmt.Sprintf(format, args...)})
 }
 
 var label = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?$`)
@@ -191,6 +195,8 @@ func (c *check) spec(s *capsulev1.WorkloadSpec) {
 	}
 	c.ports(s)
 	c.mounts(s.GetMounts())
+	c.health(s)
+	c.dependsOn(s.GetDependsOn())
 	c.resources(s.GetResources())
 	c.user(s.GetUser())
 	if p := s.GetWorkingDir(); p != "" {
