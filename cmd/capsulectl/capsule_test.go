@@ -116,7 +116,10 @@ func (c *testCapsule) serve(updates server.Updates, defers func(func())) error {
 	if err != nil {
 		return err
 	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if c.address == "" { // one that is started again keeps its own
+		c.address = "127.0.0.1:0"
+	}
+	listener, err := net.Listen("tcp", c.address)
 	if err != nil {
 		return err
 	}

@@ -34,6 +34,7 @@ type client struct {
 	volumes   capsulev1.VolumeServiceClient
 	updates   capsulev1.UpdateServiceClient
 	capsule   capsulev1.CapsuleServiceClient
+	events    capsulev1.EventServiceClient
 }
 
 // dial gives the connection to the capsule that is meant, made once.
@@ -77,6 +78,7 @@ func (a *app) dial() (*client, error) {
 		volumes:   capsulev1.NewVolumeServiceClient(conn),
 		updates:   capsulev1.NewUpdateServiceClient(conn),
 		capsule:   capsulev1.NewCapsuleServiceClient(conn),
+		events:    capsulev1.NewEventServiceClient(conn),
 	}
 	return a.client, nil
 }

@@ -72,6 +72,15 @@ func List(b *bolt.Bucket, after uint64, limit int) ([]*v1.Event, error) {
 	return events, nil
 }
 
+// Kept gives the numbers of the oldest event that is kept, and of the newest that
+// there ever was; both are 0 when there was none.
+func Kept(b *bolt.Bucket) (oldest, newest uint64) {
+	if k, _ := b.Cursor().First(); len(k) == 8 {
+		oldest = binary.BigEndian.Uint64(k)
+	}
+	return oldest, b.Sequence()
+}
+
 func key(id uint64) []byte {
 	return binary.BigEndian.AppendUint64(nil, id)
 }

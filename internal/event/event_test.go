@@ -41,6 +41,9 @@ func TestRing(t *testing.T) {
 		if len(all[0].Message) > messageMax {
 			t.Errorf("message of %d bytes", len(all[0].Message))
 		}
+		if oldest, newest := Kept(b); oldest != extra+1 || newest != Max+extra {
+			t.Errorf("kept %d to %d", oldest, newest)
+		}
 		some, err := List(b, 100, 3)
 		if err != nil || len(some) != 3 || some[0].Id != 101 {
 			t.Error(some, err)

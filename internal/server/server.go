@@ -106,6 +106,7 @@ func New(o Options) (*grpc.Server, error) {
 	capsulev1.RegisterUpdateServiceServer(s, newUpdates(o))
 	capsulev1.RegisterInstallServiceServer(s, &installs{Options: o})
 	capsulev1.RegisterCapsuleServiceServer(s, &capsule{Options: o})
+	capsulev1.RegisterEventServiceServer(s, &events{Options: o})
 	capsulev1.RegisterAccessServiceServer(s, &access{Options: o, refusals: strangers})
 	reflection.Register(s)
 	roles, err := methodRoles(s.GetServiceInfo())

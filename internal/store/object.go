@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/containerd/errdefs"
 	bolt "go.etcd.io/bbolt"
@@ -15,7 +14,6 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	v1 "capsule/api/capsule/v1"
-	"capsule/internal/event"
 )
 
 var errReadOnly = fmt.Errorf("the state of this capsule can only be read: %w", errdefs.ErrFailedPrecondition)
@@ -332,18 +330,19 @@ func remove(tx *bolt.Tx, obj *v1.Object) error {
 	return note(tx, obj, "deleted")
 }
 
-// PutStatus writes the status of the workload with that uid. It is ignored when
-// there is no such object any more, or when nothing differs.
-func (s *Store) PutStatus(uid string, status *v1.WorkloadStatus) error {
-	return s.putStatus(uid, proto.CloneOf(status))
+// PutStatus writes the status of the workload with that uid, and keeps events about
+// what it tells. It is ignored when there is no such object any more, or when
+// nothing differs.
+func (s *Store) PutStatus(uid string, status *v1.WorkloadStatus, events ...Happening) error {
+	return s.putStatus(uid, proto.CloneOf(status), events)
 }
 
 // PutVolumeStatus is PutStatus for a volume.
 func (s *Store) PutVolumeStatus(uid string, status *v1.VolumeStatus) error {
-	return s.putStatus(uid, proto.CloneOf(status))
+	return s.putStatus(uid, proto.CloneOf(status), nil)
 }
 
-func (s *Store) putStatus(uid string, status proto.Message) error {
+func (s *Store) putStatus(uid string, status proto.Message, events []Happening) error {
 	return s.update(func(tx *bolt.Tx) ([]Change, error) {
 		obj, err := byUID(tx, uid)
 		if err != nil {
@@ -362,6 +361,11 @@ func (s *Store) putStatus(uid string, status proto.Message) error {
 			return nil, err
 		}
 		put(obj, status)
+		for _, e := range events {
+			if err := noteText(tx, obj, e.Type, e.Text); err != nil {
+				return nil, err
+			}
+		}
 		return []Change{{Object: obj}}, tx.Bucket(bucketStatus).Put([]byte(uid), data)
 	})
 }
@@ -377,33 +381,6 @@ func byUID(tx *bolt.Tx, uid string) (*v1.Object, error) {
 		}
 	}
 	return nil, nil
-}
-
-// Events gives at most limit events with an id above after, oldest first.
-func (s *Store) Events(after uint64, limit int) (events []*v1.Event, err error) {
-	err = s.db.View(func(tx *bolt.Tx) error {
-		events, err = event.List(tx.Bucket(bucketEvents), after, limit)
-		return err
-	})
-	return events, err
-}
-
-// Note keeps an event about obj that no change of it makes.
-func (s *Store) Note(obj *v1.Object, kind, text string) error {
-	return s.update(func(tx *bolt.Tx) ([]Change, error) { return nil, noteText(tx, obj, kind, text) })
-}
-
-// note appends the event of a change of obj.
-func note(tx *bolt.Tx, obj *v1.Object, kind string) error {
-	return noteText(tx, obj, kind, fmt.Sprintf("%s, generation %d", kind, obj.Meta.Generation))
-}
-
-func noteText(tx *bolt.Tx, obj *v1.Object, kind, text string) error {
-	return event.Append(tx.Bucket(bucketEvents), &v1.Event{
-		Time: timestamppb.New(time.Now()), Kind: obj.Meta.Kind, Name: obj.Meta.Name,
-		Uid: obj.Meta.Uid, Generation: obj.Meta.Generation, Type: kind,
-		Message: fmt.Sprintf("%s %s: %s", strings.ToLower(obj.Meta.Kind), obj.Meta.Name, text),
-	})
 }
 
 // newUID is 128 random bits in hexadecimal.

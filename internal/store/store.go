@@ -71,6 +71,7 @@ type Store struct {
 	// mu makes a change and what watchers see of it one step.
 	mu       sync.Mutex
 	watchers map[*watcher]struct{}
+	added    chan struct{} // closed at the next event
 
 	copier copier
 }
@@ -101,7 +102,7 @@ func Open(path string) (*Store, error) {
 	if err := restamp(db); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
-	s := &Store{db: db, path: path, watchers: map[*watcher]struct{}{}}
+	s := &Store{db: db, path: path, watchers: map[*watcher]struct{}{}, added: make(chan struct{})}
 	s.copier.start(s)
 	return s, nil
 }
@@ -113,7 +114,7 @@ func OpenCopy(path string) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Store{db: db, path: path + CopySuffix, watchers: map[*watcher]struct{}{}}, nil
+	return &Store{db: db, path: path + CopySuffix, watchers: map[*watcher]struct{}{}, added: make(chan struct{})}, nil
 }
 
 // open checks the file, then maps it.
@@ -181,6 +182,7 @@ func (s *Store) Close() error {
 	for w := range s.watchers {
 		w.end()
 	}
+	s.tellAdded()
 	s.mu.Unlock()
 	return s.db.Close()
 }
@@ -227,8 +229,12 @@ func (s *Store) update(fn func(*bolt.Tx) ([]Change, error)) error {
 		return errReadOnly
 	}
 	var changes []Change
+	var noted bool
 	err := s.db.Update(func(tx *bolt.Tx) (err error) {
+		events := tx.Bucket(bucketEvents)
+		before := events.Sequence()
 		changes, err = fn(tx)
+		noted = events.Sequence() != before
 		return err
 	})
 	if errors.Is(err, syscall.ENOSPC) {
@@ -239,6 +245,9 @@ func (s *Store) update(fn func(*bolt.Tx) ([]Change, error)) error {
 	}
 	for _, c := range changes {
 		s.publish(c)
+	}
+	if noted {
+		s.tellAdded()
 	}
 	return nil
 }

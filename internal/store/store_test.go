@@ -64,11 +64,11 @@ func outcomes(results []*v1.ApplyResult) (list []string) {
 
 func eventTypes(t *testing.T, s *Store) (list []string) {
 	t.Helper()
-	events, err := s.Events(0, 1000)
+	page, err := s.Events(0, 1000, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, e := range events {
+	for _, e := range page.Events {
 		list = append(list, fmt.Sprintf("%s %s %d", e.Type, e.Name, e.Generation))
 	}
 	return list

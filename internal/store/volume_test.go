@@ -77,12 +77,12 @@ func TestVolumes(t *testing.T) {
 	if err := s.Remove(again.Meta.Uid); err != nil {
 		t.Fatal(err)
 	}
-	events, err := s.Events(0, 100)
+	page, err := s.Events(0, 100, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var types []string
-	for _, e := range events {
+	for _, e := range page.Events {
 		if e.Kind == "Volume" {
 			types = append(types, fmt.Sprint(e.Type, " ", e.Generation))
 		}

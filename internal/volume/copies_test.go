@@ -621,12 +621,12 @@ func TestSchedule(t *testing.T) {
 	}
 	g.err = nil
 	m.schedule(t, "a")
-	events, err := m.opts.Store.Events(0, 1000)
+	page, err := m.opts.Store.Events(0, 1000, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var skipped int
-	for _, e := range events {
+	for _, e := range page.Events {
 		if e.Type == "snapshot-skipped" {
 			skipped++
 		}
@@ -664,11 +664,11 @@ func TestPoolFills(t *testing.T) {
 		if err != nil || p.Level != l || p.Size != size || p.Promised != 512*mib+smallest || p.OvercommitMax != 1000 {
 			t.Errorf("pool %v, %v; want %v", p, err, l)
 		}
-		events, err := m.opts.Store.Events(0, 1000)
-		if err != nil || len(events) == 0 {
+		page, err := m.opts.Store.Events(0, 1000, nil)
+		if err != nil || len(page.Events) == 0 {
 			t.Fatal(err)
 		}
-		if last := events[len(events)-1]; last.Type != event || last.Kind != "Pool" || !strings.Contains(last.Message, "%") {
+		if last := page.Events[len(page.Events)-1]; last.Type != event || last.Kind != "Pool" || !strings.Contains(last.Message, "%") {
 			t.Errorf("last event %v, want %s", last, event)
 		}
 	}

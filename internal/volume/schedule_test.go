@@ -170,11 +170,11 @@ func TestScheduleFails(t *testing.T) {
 		}
 		cancel()
 		run.Wait()
-		events, err := m.opts.Store.Events(0, 1000)
+		page, err := m.opts.Store.Events(0, 1000, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		skipped := slices.DeleteFunc(events, func(e *v1.Event) bool { return e.Type != "snapshot-skipped" })
+		skipped := slices.DeleteFunc(page.Events, func(e *v1.Event) bool { return e.Type != "snapshot-skipped" })
 		if len(skipped) != 1 || !strings.Contains(skipped[0].Message, "snapshot by schedule: ") {
 			t.Errorf("events %v", skipped)
 		}

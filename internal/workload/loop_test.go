@@ -536,12 +536,12 @@ func TestLoopTellsOfEmulation(t *testing.T) {
 		m.vms.crash("web", 1)
 		m.rest(time.Second)
 		m.want("web", "running 1/1")
-		events, err := m.store.Events(0, 100)
+		page, err := m.store.Events(0, 100, nil)
 		if err != nil {
 			m.Fatal(err)
 		}
 		var told []string
-		for _, e := range events {
+		for _, e := range page.Events {
 			if e.Type == "emulated" {
 				told = append(told, e.Message)
 			}

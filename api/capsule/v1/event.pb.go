@@ -28,7 +28,7 @@ type Event struct {
 	// Grows by one with each event of a capsule.
 	Id   uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
 	Time *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
-	// Of the object.
+	// Of the object: "Container", "MicroVM", "Volume", "Pool" or "Capsule".
 	Kind       string `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"`
 	Name       string `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
 	Uid        string `protobuf:"bytes,5,opt,name=uid,proto3" json:"uid,omitempty"`
@@ -127,12 +127,371 @@ func (x *Event) GetMessage() string {
 	return ""
 }
 
+// EventFilter is what of all events is asked for.
+type EventFilter struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only events above this number.
+	After uint64 `protobuf:"varint,1,opt,name=after,proto3" json:"after,omitempty"`
+	// Only events since, by the capsule's clock then; absent means all.
+	Since *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=since,proto3" json:"since,omitempty"`
+	// Only those of the workload with this name, of either kind.
+	Workload string `protobuf:"bytes,3,opt,name=workload,proto3" json:"workload,omitempty"`
+	// Only those of objects of this kind, in any case of letters.
+	Kind          string `protobuf:"bytes,4,opt,name=kind,proto3" json:"kind,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EventFilter) Reset() {
+	*x = EventFilter{}
+	mi := &file_capsule_v1_event_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EventFilter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EventFilter) ProtoMessage() {}
+
+func (x *EventFilter) ProtoReflect() protoreflect.Message {
+	mi := &file_capsule_v1_event_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EventFilter.ProtoReflect.Descriptor instead.
+func (*EventFilter) Descriptor() ([]byte, []int) {
+	return file_capsule_v1_event_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *EventFilter) GetAfter() uint64 {
+	if x != nil {
+		return x.After
+	}
+	return 0
+}
+
+func (x *EventFilter) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *EventFilter) GetWorkload() string {
+	if x != nil {
+		return x.Workload
+	}
+	return ""
+}
+
+func (x *EventFilter) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+// MissedEvents are events that were asked for and are kept no more.
+type MissedEvents struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Number of the last that is gone.
+	Through uint64 `protobuf:"varint,1,opt,name=through,proto3" json:"through,omitempty"`
+	// Number of the oldest that is kept.
+	Oldest        uint64 `protobuf:"varint,2,opt,name=oldest,proto3" json:"oldest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MissedEvents) Reset() {
+	*x = MissedEvents{}
+	mi := &file_capsule_v1_event_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MissedEvents) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MissedEvents) ProtoMessage() {}
+
+func (x *MissedEvents) ProtoReflect() protoreflect.Message {
+	mi := &file_capsule_v1_event_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MissedEvents.ProtoReflect.Descriptor instead.
+func (*MissedEvents) Descriptor() ([]byte, []int) {
+	return file_capsule_v1_event_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *MissedEvents) GetThrough() uint64 {
+	if x != nil {
+		return x.Through
+	}
+	return 0
+}
+
+func (x *MissedEvents) GetOldest() uint64 {
+	if x != nil {
+		return x.Oldest
+	}
+	return 0
+}
+
+type EventServiceListRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Filter *EventFilter           `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
+	// At most so many in one answer; 0 is as many as fit, which is 1000.
+	Limit         uint32 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EventServiceListRequest) Reset() {
+	*x = EventServiceListRequest{}
+	mi := &file_capsule_v1_event_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EventServiceListRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EventServiceListRequest) ProtoMessage() {}
+
+func (x *EventServiceListRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_capsule_v1_event_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EventServiceListRequest.ProtoReflect.Descriptor instead.
+func (*EventServiceListRequest) Descriptor() ([]byte, []int) {
+	return file_capsule_v1_event_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *EventServiceListRequest) GetFilter() *EventFilter {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
+}
+
+func (x *EventServiceListRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type EventServiceListResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Events []*Event               `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
+	// Events up to this number have been looked at.
+	Through uint64 `protobuf:"varint,2,opt,name=through,proto3" json:"through,omitempty"`
+	// There are some above it.
+	More bool `protobuf:"varint,3,opt,name=more,proto3" json:"more,omitempty"`
+	// Present when some of what was asked for by number is kept no more.
+	Missed        *MissedEvents `protobuf:"bytes,4,opt,name=missed,proto3" json:"missed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EventServiceListResponse) Reset() {
+	*x = EventServiceListResponse{}
+	mi := &file_capsule_v1_event_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EventServiceListResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EventServiceListResponse) ProtoMessage() {}
+
+func (x *EventServiceListResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_capsule_v1_event_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EventServiceListResponse.ProtoReflect.Descriptor instead.
+func (*EventServiceListResponse) Descriptor() ([]byte, []int) {
+	return file_capsule_v1_event_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *EventServiceListResponse) GetEvents() []*Event {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+func (x *EventServiceListResponse) GetThrough() uint64 {
+	if x != nil {
+		return x.Through
+	}
+	return 0
+}
+
+func (x *EventServiceListResponse) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
+func (x *EventServiceListResponse) GetMissed() *MissedEvents {
+	if x != nil {
+		return x.Missed
+	}
+	return nil
+}
+
+type EventServiceWatchRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Filter        *EventFilter           `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EventServiceWatchRequest) Reset() {
+	*x = EventServiceWatchRequest{}
+	mi := &file_capsule_v1_event_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EventServiceWatchRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EventServiceWatchRequest) ProtoMessage() {}
+
+func (x *EventServiceWatchRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_capsule_v1_event_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EventServiceWatchRequest.ProtoReflect.Descriptor instead.
+func (*EventServiceWatchRequest) Descriptor() ([]byte, []int) {
+	return file_capsule_v1_event_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *EventServiceWatchRequest) GetFilter() *EventFilter {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
+}
+
+type EventServiceWatchResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Oldest first; none when only "through" grew, or "missed" is to be told.
+	Events []*Event `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
+	// Events up to this number have been sent, as far as they were asked for.
+	Through uint64 `protobuf:"varint,2,opt,name=through,proto3" json:"through,omitempty"`
+	// Present when some of what was asked for by number is kept no more.
+	Missed        *MissedEvents `protobuf:"bytes,3,opt,name=missed,proto3" json:"missed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EventServiceWatchResponse) Reset() {
+	*x = EventServiceWatchResponse{}
+	mi := &file_capsule_v1_event_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EventServiceWatchResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EventServiceWatchResponse) ProtoMessage() {}
+
+func (x *EventServiceWatchResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_capsule_v1_event_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EventServiceWatchResponse.ProtoReflect.Descriptor instead.
+func (*EventServiceWatchResponse) Descriptor() ([]byte, []int) {
+	return file_capsule_v1_event_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *EventServiceWatchResponse) GetEvents() []*Event {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+func (x *EventServiceWatchResponse) GetThrough() uint64 {
+	if x != nil {
+		return x.Through
+	}
+	return 0
+}
+
+func (x *EventServiceWatchResponse) GetMissed() *MissedEvents {
+	if x != nil {
+		return x.Missed
+	}
+	return nil
+}
+
 var File_capsule_v1_event_proto protoreflect.FileDescriptor
 
 const file_capsule_v1_event_proto_rawDesc = "" +
 	"\n" +
 	"\x16capsule/v1/event.proto\x12\n" +
-	"capsule.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcf\x01\n" +
+	"capsule.v1\x1a\x18capsule/v1/options.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcf\x01\n" +
 	"\x05Event\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x12\n" +
@@ -143,7 +502,32 @@ const file_capsule_v1_event_proto_rawDesc = "" +
 	"generation\x18\x06 \x01(\x04R\n" +
 	"generation\x12\x12\n" +
 	"\x04type\x18\a \x01(\tR\x04type\x12\x18\n" +
-	"\amessage\x18\b \x01(\tR\amessageB\"Z capsule/api/capsule/v1;capsulev1b\x06proto3"
+	"\amessage\x18\b \x01(\tR\amessage\"\x85\x01\n" +
+	"\vEventFilter\x12\x14\n" +
+	"\x05after\x18\x01 \x01(\x04R\x05after\x120\n" +
+	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1a\n" +
+	"\bworkload\x18\x03 \x01(\tR\bworkload\x12\x12\n" +
+	"\x04kind\x18\x04 \x01(\tR\x04kind\"@\n" +
+	"\fMissedEvents\x12\x18\n" +
+	"\athrough\x18\x01 \x01(\x04R\athrough\x12\x16\n" +
+	"\x06oldest\x18\x02 \x01(\x04R\x06oldest\"`\n" +
+	"\x17EventServiceListRequest\x12/\n" +
+	"\x06filter\x18\x01 \x01(\v2\x17.capsule.v1.EventFilterR\x06filter\x12\x14\n" +
+	"\x05limit\x18\x02 \x01(\rR\x05limit\"\xa5\x01\n" +
+	"\x18EventServiceListResponse\x12)\n" +
+	"\x06events\x18\x01 \x03(\v2\x11.capsule.v1.EventR\x06events\x12\x18\n" +
+	"\athrough\x18\x02 \x01(\x04R\athrough\x12\x12\n" +
+	"\x04more\x18\x03 \x01(\bR\x04more\x120\n" +
+	"\x06missed\x18\x04 \x01(\v2\x18.capsule.v1.MissedEventsR\x06missed\"K\n" +
+	"\x18EventServiceWatchRequest\x12/\n" +
+	"\x06filter\x18\x01 \x01(\v2\x17.capsule.v1.EventFilterR\x06filter\"\x92\x01\n" +
+	"\x19EventServiceWatchResponse\x12)\n" +
+	"\x06events\x18\x01 \x03(\v2\x11.capsule.v1.EventR\x06events\x12\x18\n" +
+	"\athrough\x18\x02 \x01(\x04R\athrough\x120\n" +
+	"\x06missed\x18\x03 \x01(\v2\x18.capsule.v1.MissedEventsR\x06missed2\xc5\x01\n" +
+	"\fEventService\x12W\n" +
+	"\x04List\x12#.capsule.v1.EventServiceListRequest\x1a$.capsule.v1.EventServiceListResponse\"\x04\x88\xb5\x18\x01\x12\\\n" +
+	"\x05Watch\x12$.capsule.v1.EventServiceWatchRequest\x1a%.capsule.v1.EventServiceWatchResponse\"\x04\x88\xb5\x18\x010\x01B\"Z capsule/api/capsule/v1;capsulev1b\x06proto3"
 
 var (
 	file_capsule_v1_event_proto_rawDescOnce sync.Once
@@ -157,18 +541,35 @@ func file_capsule_v1_event_proto_rawDescGZIP() []byte {
 	return file_capsule_v1_event_proto_rawDescData
 }
 
-var file_capsule_v1_event_proto_msgTypes = make([]protoimpl.MessageInfo, 1)
+var file_capsule_v1_event_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_capsule_v1_event_proto_goTypes = []any{
-	(*Event)(nil),                 // 0: capsule.v1.Event
-	(*timestamppb.Timestamp)(nil), // 1: google.protobuf.Timestamp
+	(*Event)(nil),                     // 0: capsule.v1.Event
+	(*EventFilter)(nil),               // 1: capsule.v1.EventFilter
+	(*MissedEvents)(nil),              // 2: capsule.v1.MissedEvents
+	(*EventServiceListRequest)(nil),   // 3: capsule.v1.EventServiceListRequest
+	(*EventServiceListResponse)(nil),  // 4: capsule.v1.EventServiceListResponse
+	(*EventServiceWatchRequest)(nil),  // 5: capsule.v1.EventServiceWatchRequest
+	(*EventServiceWatchResponse)(nil), // 6: capsule.v1.EventServiceWatchResponse
+	(*timestamppb.Timestamp)(nil),     // 7: google.protobuf.Timestamp
 }
 var file_capsule_v1_event_proto_depIdxs = []int32{
-	1, // 0: capsule.v1.Event.time:type_name -> google.protobuf.Timestamp
-	1, // [1:1] is the sub-list for method output_type
-	1, // [1:1] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	7,  // 0: capsule.v1.Event.time:type_name -> google.protobuf.Timestamp
+	7,  // 1: capsule.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
+	1,  // 2: capsule.v1.EventServiceListRequest.filter:type_name -> capsule.v1.EventFilter
+	0,  // 3: capsule.v1.EventServiceListResponse.events:type_name -> capsule.v1.Event
+	2,  // 4: capsule.v1.EventServiceListResponse.missed:type_name -> capsule.v1.MissedEvents
+	1,  // 5: capsule.v1.EventServiceWatchRequest.filter:type_name -> capsule.v1.EventFilter
+	0,  // 6: capsule.v1.EventServiceWatchResponse.events:type_name -> capsule.v1.Event
+	2,  // 7: capsule.v1.EventServiceWatchResponse.missed:type_name -> capsule.v1.MissedEvents
+	3,  // 8: capsule.v1.EventService.List:input_type -> capsule.v1.EventServiceListRequest
+	5,  // 9: capsule.v1.EventService.Watch:input_type -> capsule.v1.EventServiceWatchRequest
+	4,  // 10: capsule.v1.EventService.List:output_type -> capsule.v1.EventServiceListResponse
+	6,  // 11: capsule.v1.EventService.Watch:output_type -> capsule.v1.EventServiceWatchResponse
+	10, // [10:12] is the sub-list for method output_type
+	8,  // [8:10] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_capsule_v1_event_proto_init() }
@@ -176,15 +577,16 @@ func file_capsule_v1_event_proto_init() {
 	if File_capsule_v1_event_proto != nil {
 		return
 	}
+	file_capsule_v1_options_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_capsule_v1_event_proto_rawDesc), len(file_capsule_v1_event_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   1,
+			NumMessages:   7,
 			NumExtensions: 0,
-			NumServices:   0,
+			NumServices:   1,
 		},
 		GoTypes:           file_capsule_v1_event_proto_goTypes,
 		DependencyIndexes: file_capsule_v1_event_proto_depIdxs,
