@@ -36,6 +36,10 @@ func defaultWorkload(s *capsulev1.WorkloadSpec) {
 	if s.Network == "" {
 		s.Network = defaultNetwork
 	}
+	// Written out or not, it is the same, and nothing to start a workload anew for.
+	if s.Lan == lanAllow {
+		s.Lan = ""
+	}
 	if s.Restart == "" {
 		s.Restart = defaultRestart
 	}
@@ -55,6 +59,8 @@ func defaultWorkload(s *capsulev1.WorkloadSpec) {
 		if a, err := netip.ParseAddr(p.Address); err == nil {
 			p.Address = a.String()
 		}
+		defaultRange(p)
+		p.From = sourceText(p.From)
 	}
 	defaultMounts(s.Mounts)
 	defaultHealth(s)

@@ -81,7 +81,12 @@ func (d *document) decode(body *yaml.Node) {
 			d.at["name"] = value
 			d.object.Meta.Name = d.text(value, "name")
 		default:
-			if f := fields.ByJSONName(key.Value); f != nil {
+			f := fields.ByJSONName(key.Value)
+			if key.Value == fieldNetwork && f != nil && value.Kind == yaml.MappingNode && d.plain(value) {
+				d.network(spec, value)
+				return
+			}
+			if f != nil && !isWithinNetwork(f) {
 				d.field(spec, f, value, key.Value)
 				return
 			}
@@ -144,7 +149,12 @@ func (d *document) eachKey(n *yaml.Node, each func(key, value *yaml.Node)) {
 func (d *document) unknownField(key *yaml.Node, fields protoreflect.FieldDescriptors, more []string) string {
 	names := slices.Clone(more)
 	for i := range fields.Len() {
-		names = append(names, fields.Get(i).JSONName())
+		if f := fields.Get(i); !isWithinNetwork(f) {
+			names = append(names, f.JSONName())
+		} else if key.Value == fieldLAN {
+			d.fail(key, "unknown field %q; it belongs under %q", key.Value, fieldNetwork)
+			return ""
+		}
 	}
 	if meant, ok := foreignNames[strings.ToLower(key.Value)]; ok && slices.Contains(names, meant) {
 		d.fail(key, "unknown field %q; it is called %q here", key.Value, meant)

@@ -54,7 +54,11 @@ func (e *encoder) fields(m protoreflect.Message, indent int) {
 	fields := m.Descriptor().Fields()
 	for i := range fields.Len() {
 		f := fields.Get(i)
-		if !m.Has(f) {
+		if f.JSONName() == fieldNetwork {
+			e.network(m, indent)
+			continue
+		}
+		if !m.Has(f) || isWithinNetwork(f) {
 			continue
 		}
 		name, v := f.JSONName(), m.Get(f)

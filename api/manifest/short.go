@@ -24,7 +24,7 @@ var shortForms = map[protoreflect.FullName]shortForm{
 		form:   portForm,
 		parse:  func(s string) (proto.Message, error) { return parsePort(s) },
 		format: func(m proto.Message) string { return formatPort(m.(*capsulev1.Port)) },
-		holds:  func(proto.Message) bool { return true },
+		holds:  func(m proto.Message) bool { return m.(*capsulev1.Port).GetFrom() == "" },
 	},
 	(*capsulev1.Mount)(nil).ProtoReflect().Descriptor().FullName(): {
 		form:   mountForm,
@@ -41,11 +41,12 @@ var shortForms = map[protoreflect.FullName]shortForm{
 }
 
 const (
-	portForm  = "[ADDRESS:]HOSTPORT:PORT[/PROTOCOL]"
+	portForm  = "[ADDRESS:]HOSTPORT[-END]:PORT[-END][/PROTOCOL]"
 	mountForm = "VOLUME:/PATH[:ro]"
 )
 
-// parsePort reads "8080:80", "127.0.0.1:8080:80/udp" or "[::1]:8080:80".
+// parsePort reads "8080:80", "127.0.0.1:8080:80/udp", "[::1]:8080:80" or
+// "8000-8100:8000-8100/udp".
 func parsePort(s string) (*capsulev1.Port, error) {
 	p := &capsulev1.Port{}
 	rest, protocol, hasProtocol := strings.Cut(s, "/")
@@ -71,11 +72,24 @@ func parsePort(s string) (*capsulev1.Port, error) {
 		p.Address = bare
 	}
 	var err error
-	if p.HostPort, err = parsePortNumber(host); err != nil {
+	if p.HostPort, p.HostPortEnd, err = parsePortRange(host); err != nil {
 		return nil, err
 	}
-	p.Port, err = parsePortNumber(port)
+	p.Port, p.PortEnd, err = parsePortRange(port)
 	return p, err
+}
+
+// parsePortRange reads "80", with no end, or "8000-8100".
+func parsePortRange(s string) (first, end uint32, err error) {
+	last := ""
+	if i := strings.IndexByte(s, '-'); i > 0 {
+		s, last = s[:i], s[i+1:]
+		if end, err = parsePortNumber(last); err != nil {
+			return 0, 0, err
+		}
+	}
+	first, err = parsePortNumber(s)
+	return first, end, err
 }
 
 func parsePortNumber(s string) (uint32, error) {
@@ -90,7 +104,7 @@ func parsePortNumber(s string) (uint32, error) {
 }
 
 func formatPort(p *capsulev1.Port) string {
-	s := strconv.Itoa(int(p.GetHostPort())) + ":" + strconv.Itoa(int(p.GetPort()))
+	s := formatPortRange(p.GetHostPort(), p.GetHostPortEnd()) + ":" + formatPortRange(p.GetPort(), p.GetPortEnd())
 	if a := p.GetAddress(); strings.Contains(a, ":") {
 		s = "[" + a + "]:" + s
 	} else if a != "" {
@@ -98,6 +112,14 @@ func formatPort(p *capsulev1.Port) string {
 	}
 	if p.GetProtocol() != "" && p.GetProtocol() != "tcp" {
 		s += "/" + p.GetProtocol()
+	}
+	return s
+}
+
+func formatPortRange(first, end uint32) string {
+	s := strconv.Itoa(int(first))
+	if end != 0 {
+		s += "-" + strconv.Itoa(int(end))
 	}
 	return s
 }

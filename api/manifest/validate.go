@@ -2,7 +2,6 @@ package manifest
 
 import (
 	"fmt"
-	"net/netip"
 	"path"
 	"regexp"
 	"slices"
@@ -29,7 +28,8 @@ const (
 	vmCPUsMax      = 64 * 1000       // thousandths, of a MicroVM
 	vmMountsMax    = 16              // of a MicroVM
 	pidsMax        = 1 << 22         // PID_MAX_LIMIT of a 64-bit kernel
-	portsMax       = 256             // of one workload
+	portsMax       = 256             // of one workload; a range is one
+	shiftedMax     = 16384           // ports of one workload in ranges that lead to other numbers
 	mountsMax      = 64              // of one workload
 	envMax         = 1000            // of one workload
 	envNameMax     = 256             // bytes
@@ -50,7 +50,6 @@ const restartNever = "never"
 
 var (
 	kinds    = []string{KindContainer, KindMicroVM, KindVolume}
-	networks = []string{"bridge", "host", "none"}
 	restarts = []string{"always", "on-failure", restartNever}
 	// taken names: "localhost" is everybody's own, "system" and "capsule" are ours.
 	taken = []string{"localhost", "system", "capsule"}
@@ -183,11 +182,7 @@ func (c *check) spec(s *capsulev1.WorkloadSpec) {
 	c.image(s.GetImage())
 	c.argv(s)
 	c.env(s.GetEnv())
-	if n := s.GetNetwork(); n != "" && !slices.Contains(networks, n) {
-		c.add("network", "unknown network %q; %s", clip(n), suggest(n, networks))
-	} else if n == "host" && c.microVM {
-		c.add("network", "network \"host\": a microVM has its own kernel and cannot share the capsule's network; use bridge")
-	}
+	c.network(s)
 	if r := s.GetRestart(); r != "" && !slices.Contains(restarts, r) {
 		c.add("restart", "unknown restart policy %q; %s", clip(r), suggest(r, restarts))
 	} else if r == restartNever && s.GetRequiredForUpdate() {
@@ -272,85 +267,6 @@ func (c *check) env(env map[string]string) {
 			c.add(at, "env: value of %q: %s", clip(name), bad)
 		}
 	}
-}
-
-func (c *check) ports(s *capsulev1.WorkloadSpec) {
-	ports := s.GetPorts()
-	if n := s.GetNetwork(); len(ports) > 0 && n == "host" {
-		c.add("ports", "ports can't be published with network \"host\": the workload's ports are the capsule's already")
-		return
-	} else if len(ports) > 0 && n == "none" {
-		c.add("ports", "ports can't be published with network \"none\"")
-		return
-	}
-	if len(ports) > portsMax {
-		c.add("ports", "more than %d ports", portsMax)
-		return
-	}
-	for i, p := range ports {
-		at := index("ports", i)
-		c.port(at, p)
-		for j, other := range ports[:i] {
-			if samePort(p, other) {
-				c.add(at, "%s publishes %s, which %s does already", at, published(p), index("ports", j))
-				break
-			}
-		}
-	}
-}
-
-func (c *check) port(at string, p *capsulev1.Port) {
-	for _, n := range []struct {
-		name  string
-		value uint32
-	}{{"hostPort", p.GetHostPort()}, {"port", p.GetPort()}} {
-		if n.value < 1 || n.value > maxPort {
-			c.add(at+"."+n.name, "%s.%s must be within 1 and %d", at, n.name, maxPort)
-		}
-	}
-	if proto := p.GetProtocol(); proto != "" && proto != "tcp" && proto != "udp" {
-		c.add(at+".protocol", "%s: unknown protocol %q; want tcp or udp", at, clip(proto))
-	}
-	if a := p.GetAddress(); a != "" {
-		addr, err := netip.ParseAddr(a)
-		if err != nil || addr.Zone() != "" || addr.IsMulticast() || addr.Is4In6() {
-			c.add(at+".address", "%s: %q is no address of a capsule", at, clip(a))
-		}
-	}
-	if p.GetHostPort() == apiPort && protocol(p) == "tcp" {
-		c.add(at, "%s: port %d/tcp is the capsule's own API", at, apiPort)
-	}
-}
-
-func protocol(p *capsulev1.Port) string {
-	if p.GetProtocol() == "" {
-		return "tcp"
-	}
-	return p.GetProtocol()
-}
-
-// samePort tells whether two ports of one workload would meet on the capsule.
-func samePort(a, b *capsulev1.Port) bool {
-	if a.GetHostPort() != b.GetHostPort() || protocol(a) != protocol(b) {
-		return false
-	}
-	if a.GetAddress() == "" || b.GetAddress() == "" || a.GetAddress() == b.GetAddress() {
-		return true
-	}
-	x, errX := netip.ParseAddr(a.GetAddress())
-	y, errY := netip.ParseAddr(b.GetAddress())
-	if errX != nil || errY != nil {
-		return false
-	}
-	return x == y || (x.Is4() == y.Is4() && (x.IsUnspecified() || y.IsUnspecified()))
-}
-
-func published(p *capsulev1.Port) string {
-	s := strconv.Itoa(int(p.GetHostPort())) + "/" + protocol(p)
-	if p.GetAddress() != "" {
-		s += " on " + p.GetAddress()
-	}
-	return s
 }
 
 func (c *check) resources(r *capsulev1.Resources) {

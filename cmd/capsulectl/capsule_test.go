@@ -173,12 +173,13 @@ func (m testMachine) KernelLog() string            { return filepath.Join(m.dir,
 
 type noNetwork struct{}
 
-func (noNetwork) Attach(context.Context, string) (network.Attachment, error) {
+func (noNetwork) Attach(context.Context, string, bool) (network.Attachment, error) {
 	return network.Attachment{}, nil
 }
 func (noNetwork) AttachNone(string) (network.Attachment, error)      { return network.Attachment{}, nil }
 func (noNetwork) HostAttachment() network.Attachment                 { return network.Attachment{} }
 func (noNetwork) Detach(context.Context, string) error               { return nil }
+func (noNetwork) SetStopped(string, bool) error                      { return nil }
 func (noNetwork) Publish(context.Context, []network.Published) error { return nil }
 func (noNetwork) Sync(context.Context, []string) error               { return nil }
 

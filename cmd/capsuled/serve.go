@@ -391,14 +391,18 @@ func (d *daemon) uplinks(ctx context.Context) {
 	})
 }
 
-// upstreams tells the workloads' DNS whom to ask.
+// upstreams tells the workloads' DNS whom to ask, and the rules who is on the LAN.
 func (d *daemon) upstreams(s uplink.State) {
 	n := d.network.Load()
 	if n == nil {
 		return
 	}
-	if err := errors.Join(n.SetUpstreams(append([]netip.Addr{}, s.DNS...)), n.SetDomain(s.Domain)); err != nil {
-		slog.Error("pass DNS servers on", "error", err)
+	var lan []netip.Prefix
+	for _, l := range s.Links {
+		lan = append(lan, l.Addresses...)
+	}
+	if err := errors.Join(n.SetUpstreams(append([]netip.Addr{}, s.DNS...)), n.SetDomain(s.Domain), n.SetLAN(lan)); err != nil {
+		slog.Error("tell workloads of the uplinks", "error", err)
 	}
 }
 

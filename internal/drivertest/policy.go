@@ -143,10 +143,11 @@ func (n surroundings) AttachNone(name string) (network.Attachment, error) {
 	w := n.Network(name)
 	return network.Attachment{NetNS: w.NetNS, ResolvConf: w.ResolvConf, Hosts: w.Hosts}, nil
 }
-func (n surroundings) Attach(_ context.Context, name string) (network.Attachment, error) {
+func (n surroundings) Attach(_ context.Context, name string, _ bool) (network.Attachment, error) {
 	return n.AttachNone(name)
 }
 func (surroundings) HostAttachment() network.Attachment                 { return network.Attachment{} }
 func (surroundings) Detach(context.Context, string) error               { return nil }
+func (surroundings) SetStopped(string, bool) error                      { return nil }
 func (surroundings) Publish(context.Context, []network.Published) error { return nil }
 func (surroundings) Sync(context.Context, []string) error               { return nil }

@@ -35,8 +35,9 @@ func (s Subnets) Gateway6() netip.Addr { return s.host(1).IPv6 }
 
 // addresses of one workload; the same host number in both networks.
 type addresses struct {
-	IPv4 netip.Addr `json:"ipv4"`
-	IPv6 netip.Addr `json:"ipv6"`
+	IPv4    netip.Addr `json:"ipv4"`
+	IPv6    netip.Addr `json:"ipv6"`
+	DenyLAN bool       `json:"denyLAN,omitempty"`
 }
 
 // host returns the addresses with that number.
@@ -45,7 +46,7 @@ func (s Subnets) host(n uint16) addresses {
 	v6 := s.IPv6.Masked().Addr().As16()
 	v4[2], v4[3] = v4[2]|byte(n>>8), v4[3]|byte(n)
 	v6[14], v6[15] = byte(n>>8), byte(n)
-	return addresses{netip.AddrFrom4(v4), netip.AddrFrom16(v6)}
+	return addresses{IPv4: netip.AddrFrom4(v4), IPv6: netip.AddrFrom16(v6)}
 }
 
 // hosts is the largest host number.
@@ -59,6 +60,7 @@ func (s Subnets) number(a addresses) uint16 {
 
 // valid says whether the addresses could have been given by these networks.
 func (s Subnets) valid(a addresses) bool {
+	a.DenyLAN = false
 	return s.IPv4.Contains(a.IPv4) && s.host(s.number(a)) == a
 }
 
@@ -145,13 +147,17 @@ func (n *Network) allocate(name string) (addresses, error) {
 		return addresses{}, err
 	}
 	a := n.opts.Subnets.host(number)
-	value, err := json.Marshal(a)
-	if err != nil {
-		return addresses{}, err
-	}
-	if err := n.opts.Store.Put(name, value); err != nil {
+	if err := n.put(name, a); err != nil {
 		return addresses{}, err
 	}
 	n.last = number
 	return a, nil
+}
+
+func (n *Network) put(name string, a addresses) error {
+	value, err := json.Marshal(a)
+	if err != nil {
+		return err
+	}
+	return n.opts.Store.Put(name, value)
 }

@@ -41,7 +41,7 @@ func ensureBridge(s Subnets, ipv6 bool) error {
 	if err := netlink.LinkSetUp(br); err != nil {
 		return fmt.Errorf("bring up bridge %q: %w", bridgeName, err)
 	}
-	for _, p := range s.prefixes(addresses{s.Gateway4(), s.Gateway6()}, ipv6) {
+	for _, p := range s.prefixes(s.host(1), ipv6) {
 		if err := addAddress(netlinkRoot, br, p); err != nil {
 			return err
 		}

@@ -14,6 +14,7 @@ import (
 // flow is what of a tracked connection matters here.
 type flow struct {
 	Protocol string
+	From     netip.Addr     // the sender
 	To       netip.AddrPort // where the sender sends
 	Answers  netip.AddrPort // who really answers
 }
@@ -30,6 +31,9 @@ func stale(f flow, d desired, local map[netip.Addr]bool) bool {
 		if !p.overlaps(at) {
 			continue
 		}
+		if !p.From.anybody() && !local[f.From] && !d.workloads(f.From) && !p.From.allows(f.From, d.lan()) {
+			return local[f.To.Addr()]
+		}
 		if p.Host {
 			return f.To != f.Answers
 		}
@@ -39,7 +43,7 @@ func stale(f flow, d desired, local map[netip.Addr]bool) bool {
 			return local[f.To.Addr()]
 		}
 		for _, to := range p.To {
-			if f.Answers == netip.AddrPortFrom(to, p.Target) {
+			if f.Answers == netip.AddrPortFrom(to, p.Target+f.To.Port()-p.Port) {
 				return false
 			}
 		}
@@ -94,7 +98,7 @@ type staleFlows struct {
 }
 
 func (s staleFlows) MatchConntrackFlow(c *netlink.ConntrackFlow) bool {
-	f := flow{To: endpoint(c.Forward.DstIP, c.Forward.DstPort), Answers: endpoint(c.Reverse.SrcIP, c.Reverse.SrcPort)}
+	f := flow{From: endpoint(c.Forward.SrcIP, 0).Addr(), To: endpoint(c.Forward.DstIP, c.Forward.DstPort), Answers: endpoint(c.Reverse.SrcIP, c.Reverse.SrcPort)}
 	switch c.Forward.Protocol {
 	case unix.IPPROTO_TCP:
 		f.Protocol = "tcp"

@@ -8,7 +8,9 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"capsule/internal/links"
 )
@@ -50,7 +52,7 @@ func (n *Network) createPair(name string, inside *netlink.Handle, nsFD int, a ad
 	if err == nil {
 		peer, err := inside.LinkByName(guestLink)
 		if err == nil && peer.Attrs().ParentIndex == host.Attrs().Index && host.Attrs().MasterIndex == br.Attrs().Index {
-			return upQuietly(host, n.ipv6)
+			return upQuietly(host, a, n.ipv6)
 		}
 		if err := netlink.LinkDel(host); err != nil {
 			return fmt.Errorf("remove link %q left over: %w", n.hostLink(a), err)
@@ -74,11 +76,14 @@ func (n *Network) createPair(name string, inside *netlink.Handle, nsFD int, a ad
 	}
 	// For people: it changes nothing when it is missing.
 	_ = netlink.LinkSetAlias(host, name)
-	return upQuietly(host, n.ipv6)
+	return upQuietly(host, a, n.ipv6)
 }
 
 // upQuietly brings up a member of the bridge, which needs no address itself.
-func upQuietly(host netlink.Link, ipv6 bool) error {
+func upQuietly(host netlink.Link, a addresses, ipv6 bool) error {
+	if err := lockPort(host, a); err != nil {
+		return err
+	}
 	if ipv6 {
 		if err := setSysctl("ipv6/conf/"+host.Attrs().Name+"/disable_ipv6", "1", true); err != nil {
 			return err
@@ -86,6 +91,27 @@ func upQuietly(host netlink.Link, ipv6 bool) error {
 	}
 	if err := netlink.LinkSetUp(host); err != nil {
 		return fmt.Errorf("bring up link %q: %w", host.Attrs().Name, err)
+	}
+	return nil
+}
+
+// lockPort has the bridge take from a workload what it sends by its own hardware
+// address, and nothing else: rules know workloads by it.
+func lockPort(host netlink.Link, a addresses) error {
+	err := netlink.NeighSet(&netlink.Neigh{LinkIndex: host.Attrs().Index, Family: unix.AF_BRIDGE, Flags: netlink.NTF_MASTER,
+		State: netlink.NUD_NOARP, HardwareAddr: a.hardware()})
+	if err != nil {
+		return fmt.Errorf("tell the bridge what is behind link %q: %w", host.Attrs().Name, err)
+	}
+	set := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
+	msg := nl.NewIfInfomsg(unix.AF_BRIDGE)
+	msg.Index = int32(host.Attrs().Index)
+	set.AddData(msg)
+	port := nl.NewRtAttr(unix.IFLA_PROTINFO|unix.NLA_F_NESTED, nil)
+	port.AddRtAttr(nl.IFLA_BRPORT_LOCKED, []byte{1})
+	set.AddData(port)
+	if _, err := set.Execute(unix.NETLINK_ROUTE, 0); err != nil {
+		return fmt.Errorf("lock link %q: %w", host.Attrs().Name, err)
 	}
 	return nil
 }
@@ -122,7 +148,7 @@ func (n *Network) configureGuest(inside *netlink.Handle, a addresses) error {
 	if err := inside.LinkSetUp(eth); err != nil {
 		return fmt.Errorf("bring up link inside network namespace: %w", err)
 	}
-	gateways := desired{Net: n.opts.Subnets, IPv6: n.ipv6}.gateways()
+	gateways := n.gateways()
 	for i, p := range n.opts.Subnets.prefixes(a, n.ipv6) {
 		if err := addAddress(inside, eth, p); err != nil {
 			return err

@@ -10,6 +10,7 @@ package network
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -23,6 +24,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+
+	"capsule/internal/durable"
 )
 
 // KV is a durable map; a bucket of the store is one.
@@ -49,10 +52,13 @@ type Network struct {
 	ipv6 bool
 	dns  *forwarder
 
+	stopped sync.Map // names of workloads whose name has no address
+
 	mu        sync.Mutex
-	last      uint16      // host number given last
-	published []Published // nil before the first Publish: what is there is right
-	flushed   *desired    // no flow contradicts it
+	last      uint16 // host number given last
+	published []Published
+	lan       []netip.Prefix // on-link by the uplinks
+	flushed   *desired       // no flow contradicts it
 	upstreams []netip.Addr
 	domain    string
 }
@@ -100,8 +106,9 @@ func (n *Network) start() error {
 	if err != nil {
 		return err
 	}
+	n.remember()
 	if !exists {
-		if err := applyRules(ruleset(n.desired(nil, nil))); err != nil {
+		if err := applyRules(ruleset(n.desired(n.published, all))); err != nil {
 			return err
 		}
 	}
@@ -115,7 +122,7 @@ func (n *Network) start() error {
 	if err := n.writeFiles(); err != nil {
 		return err
 	}
-	n.dns = newForwarder(n.desired(nil, nil).gateways(), n.resolve, n.nameOf, n.opts.Log)
+	n.dns = newForwarder(n.gateways(), n.resolve, n.nameOf, n.opts.Log)
 	n.dns.setUpstreams(n.upstreams)
 	return nil
 }
@@ -134,11 +141,12 @@ func (n *Network) folder(name string) string    { return filepath.Join(n.opts.Ru
 func (n *Network) hostsPath(name string) string { return filepath.Join(n.folder(name), "hosts") }
 
 // Attach gives a workload its place on the bridge. Its addresses stay the same
-// until Detach.
-func (n *Network) Attach(ctx context.Context, name string) (Attachment, error) {
+// until Detach. With denyLAN it reaches other workloads and the internet, but
+// nothing on the networks around the capsule.
+func (n *Network) Attach(ctx context.Context, name string, denyLAN bool) (Attachment, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	a, err := n.attach(name)
+	a, err := n.attach(name, denyLAN)
 	if err != nil {
 		return Attachment{}, fmt.Errorf("attach workload %q to network: %w", name, err)
 	}
@@ -146,7 +154,7 @@ func (n *Network) Attach(ctx context.Context, name string) (Attachment, error) {
 	return Attachment{NetNS: n.netNS(name), ResolvConf: n.bridgeResolvConf(), Hosts: n.hostsPath(name), Addresses: list}, nil
 }
 
-func (n *Network) attach(name string) (addresses, error) {
+func (n *Network) attach(name string, denyLAN bool) (addresses, error) {
 	_, known, err := n.lookup(name)
 	if err != nil {
 		return addresses{}, err
@@ -154,6 +162,16 @@ func (n *Network) attach(name string) (addresses, error) {
 	a, err := n.allocate(name)
 	if err != nil {
 		return a, err
+	}
+	if a.DenyLAN != denyLAN {
+		a.DenyLAN = denyLAN
+		if err := n.put(name, a); err != nil {
+			return a, err
+		}
+		// Before it can send anything.
+		if err := n.publish(n.published); err != nil {
+			return a, err
+		}
 	}
 	if err := createNetNS(n.netNS(name)); err != nil {
 		return a, err
@@ -248,6 +266,7 @@ func (n *Network) detach(name string) error {
 	if err := n.opts.Store.Delete(name); err != nil {
 		return err
 	}
+	n.stopped.Delete(name)
 	if err := n.writeFiles(); err != nil {
 		return err
 	}
@@ -311,8 +330,8 @@ func (n *Network) Publish(ctx context.Context, ports []Published) error {
 	if err := n.publish(ports); err != nil {
 		return fmt.Errorf("publish ports: %w", err)
 	}
-	n.published = append([]Published{}, ports...)
-	return nil
+	n.published = ports
+	return n.save()
 }
 
 func (n *Network) publish(ports []Published) error {
@@ -347,7 +366,13 @@ func (n *Network) refresh(name string) error {
 
 // desired is what the table has to say for the ports.
 func (n *Network) desired(ports []Published, held map[string]addresses) desired {
-	d := desired{Bridge: bridgeName, Net: n.opts.Subnets, IPv6: n.ipv6}
+	d := desired{Bridge: bridgeName, Net: n.opts.Subnets, IPv6: n.ipv6, LAN: n.lan}
+	for _, a := range held {
+		if a.DenyLAN {
+			d.Denied = append(d.Denied, a)
+		}
+	}
+	slices.SortFunc(d.Denied, func(a, b addresses) int { return a.IPv4.Compare(b.IPv4) })
 	for _, p := range ports {
 		a, attached := held[p.Workload]
 		switch {
@@ -374,6 +399,40 @@ func (n *Network) SetUpstreams(servers []netip.Addr) error {
 	return n.writeFiles()
 }
 
+// SetLAN tells the networks that the uplinks reach without a router. None changes
+// nothing: an uplink that lost its address has no neighbours.
+func (n *Network) SetLAN(nets []netip.Prefix) error {
+	nets = disjoint(nets)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if len(nets) == 0 || slices.Equal(nets, n.lan) {
+		return nil
+	}
+	before := n.lan
+	n.lan = nets
+	if err := n.publish(n.published); err != nil {
+		n.lan = before // to be tried again
+		return fmt.Errorf("follow the networks of the uplinks: %w", err)
+	}
+	return n.save()
+}
+
+// SetStopped says whether a workload is stopped or has ended for good: then its
+// name stays known and has no address.
+func (n *Network) SetStopped(name string, stopped bool) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if _, was := n.stopped.Load(name); was == stopped {
+		return nil
+	}
+	if stopped {
+		n.stopped.Store(name, true)
+	} else {
+		n.stopped.Delete(name)
+	}
+	return n.writeFiles()
+}
+
 // SetDomain names the domain that short names are searched in, after the
 // workloads' own; "" is none.
 func (n *Network) SetDomain(domain string) error {
@@ -391,7 +450,9 @@ func (n *Network) writeFiles() error {
 	}
 	names := map[string][]netip.Addr{}
 	for name, a := range held {
-		names[name] = a.list(n.ipv6)
+		if _, stopped := n.stopped.Load(name); !stopped {
+			names[name] = a.list(n.ipv6)
+		}
 	}
 	if n.opts.Hostname != "" {
 		names[n.opts.Hostname] = []netip.Addr{n.opts.Subnets.Gateway4()}
@@ -402,20 +463,34 @@ func (n *Network) writeFiles() error {
 		writeInPlace(n.bridgeResolvConf(), resolvConf([]netip.Addr{n.opts.Subnets.Gateway4()}, Domain, n.domain)))
 }
 
-// resolve returns the addresses of a workload by name.
+// resolve returns the addresses of a workload by name, or of the capsule by its
+// own; none when it is stopped.
 func (n *Network) resolve(name string) ([]netip.Addr, bool) {
 	a, ok, err := n.lookup(name)
-	if err != nil || !ok {
+	if err != nil {
 		return nil, false
+	}
+	if !ok {
+		return n.gateways(), n.opts.Hostname != "" && name == n.opts.Hostname
+	}
+	if _, stopped := n.stopped.Load(name); stopped {
+		return nil, true
 	}
 	return a.list(n.ipv6), true
 }
 
-// nameOf returns the workload that has an address; inside says whether the
-// address is one of the workload network at all.
+func (n *Network) gateways() []netip.Addr {
+	return n.opts.Subnets.host(1).list(n.ipv6)
+}
+
+// nameOf returns the workload that has an address, or the capsule; inside says
+// whether the address is one of the workload network at all.
 func (n *Network) nameOf(addr netip.Addr) (name string, inside bool) {
 	if !n.opts.Subnets.IPv4.Contains(addr) && !n.opts.Subnets.IPv6.Contains(addr) {
 		return "", false
+	}
+	if gw := n.opts.Subnets.host(1); addr == gw.IPv4 || addr == gw.IPv6 {
+		return n.opts.Hostname, true
 	}
 	held, err := n.held()
 	if err != nil {
@@ -427,4 +502,35 @@ func (n *Network) nameOf(addr netip.Addr) (name string, inside bool) {
 		}
 	}
 	return "", true
+}
+
+// known is what a daemon has to know of the one before it to make the table
+// whole: it lives as long as the table.
+type known struct {
+	Published []Published
+	LAN       []netip.Prefix
+}
+
+func (n *Network) knownPath() string { return filepath.Join(n.opts.RunDir, "net", "table.json") }
+
+// remember takes over what a daemon before this one knew, as far as there was one.
+func (n *Network) remember() {
+	var k known
+	content, err := os.ReadFile(n.knownPath())
+	if err == nil {
+		err = json.Unmarshal(content, &k)
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		n.opts.Log.Warn("network: read what was published", "error", err)
+		return
+	}
+	n.published, n.lan = k.Published, k.LAN
+}
+
+func (n *Network) save() error {
+	content, err := json.Marshal(known{n.published, n.lan})
+	if err != nil {
+		return err
+	}
+	return durable.WriteFile(n.knownPath(), content, 0o600)
 }

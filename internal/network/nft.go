@@ -3,8 +3,10 @@ package network
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"github.com/mdlayher/netlink"
 )
 
@@ -31,7 +33,11 @@ func applyRules(chains []chain) error {
 		for _, r := range c.Rules {
 			k := &nftables.Rule{Table: table, Chain: added[i]}
 			for _, t := range r {
-				k.Exprs = append(k.Exprs, t.exprs...)
+				exprs, err := kernelTerm(conn, table, t)
+				if err != nil {
+					return fmt.Errorf("make set %q: %w", t.text[:min(len(t.text), textMax)], err)
+				}
+				k.Exprs = append(k.Exprs, exprs...)
 			}
 			conn.AddRule(k)
 		}
@@ -40,6 +46,43 @@ func applyRules(chains []chain) error {
 		return fmt.Errorf("replace rules of nftables table %q: %w", tableName, err)
 	}
 	return nil
+}
+
+// Bounds of one netlink attribute, and of a rule in an error.
+const (
+	elementsMax = 500
+	textMax     = 80
+)
+
+// kernelTerm adds the set of a term, if it has one, and returns its expressions.
+func kernelTerm(conn *nftables.Conn, table *nftables.Table, t term) ([]expr.Any, error) {
+	if t.set == nil {
+		return t.exprs, nil
+	}
+	s := &nftables.Set{Table: table, Anonymous: true, Constant: true, Interval: t.set.interval, KeyType: t.set.key}
+	if t.set.data != nil {
+		s.IsMap, s.DataType = true, *t.set.data
+	}
+	if err := conn.AddSet(s, nil); err != nil {
+		return nil, err
+	}
+	// It may be filled until a rule uses it; the package takes no part for yes.
+	s.Anonymous = false
+	for part := range slices.Chunk(t.set.elements, elementsMax) {
+		if err := conn.SetAddElements(s, part); err != nil {
+			return nil, err
+		}
+	}
+	var exprs []expr.Any
+	for _, e := range t.exprs {
+		if lookup, ok := e.(*expr.Lookup); ok {
+			l := *lookup
+			l.SetID, l.SetName = s.ID, s.Name
+			e = &l
+		}
+		exprs = append(exprs, e)
+	}
+	return exprs, nil
 }
 
 func kernelChain(table *nftables.Table, c chain) *nftables.Chain {

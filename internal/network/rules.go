@@ -3,6 +3,7 @@ package network
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/google/nftables"
@@ -28,6 +29,8 @@ type desired struct {
 	Net    Subnets
 	IPv6   bool // the kernel has IPv6
 	Ports  []forward
+	LAN    []netip.Prefix // what the uplinks reach without a router
+	Denied []addresses    // workloads that may not reach it
 }
 
 // forward is one published port with the addresses behind it.
@@ -55,22 +58,24 @@ type rule []term
 type term struct {
 	text  string
 	exprs []expr.Any
+	set   *set // of the expr.Lookup among them
 }
 
 // ruleset is the whole table, generated from desired state.
 func ruleset(d desired) []chain {
 	return []chain{
 		{Name: "guard", Type: nftables.ChainTypeFilter, Hook: nftables.ChainHookPrerouting, Priority: *nftables.ChainPriorityRaw,
-			Rules: guardRules()},
+			Rules: guardRules(d)},
 		{Name: "input", Type: nftables.ChainTypeFilter, Hook: nftables.ChainHookInput, Priority: *nftables.ChainPriorityFilter, Drop: true,
 			Rules: inputRules(d)},
 		{Name: "forward", Type: nftables.ChainTypeFilter, Hook: nftables.ChainHookForward, Priority: *nftables.ChainPriorityFilter, Drop: true,
 			Rules: forwardRules(d)},
 		{Name: "published", Rules: publishedRules(d)},
+		{Name: "limited", Rules: limitedRules(d)},
 		{Name: "prerouting", Type: nftables.ChainTypeNAT, Hook: nftables.ChainHookPrerouting, Priority: *nftables.ChainPriorityNATDest,
-			Rules: []rule{{jump("published")}}},
+			Rules: append(ownDNS(d), rule{jump("published")}, rule{from(d.Bridge), jump("limited")})},
 		{Name: "output", Type: nftables.ChainTypeNAT, Hook: nftables.ChainHookOutput, Priority: *nftables.ChainPriorityNATDest,
-			Rules: []rule{{jump("published")}}},
+			Rules: append(ownDNS(d), rule{jump("published")}, rule{jump("limited")})},
 		{Name: "postrouting", Type: nftables.ChainTypeNAT, Hook: nftables.ChainHookPostrouting, Priority: *nftables.ChainPriorityNATSource,
 			Rules: postroutingRules(d)},
 	}
@@ -78,9 +83,19 @@ func ruleset(d desired) []chain {
 
 // guardRules keep loopback addresses on the loopback: the bridge accepts them
 // (route_localnet) only so that the box reaches published ports through
-// 127.0.0.1.
-func guardRules() []rule {
-	return []rule{{notFrom("lo"), saddrOrDaddr("daddr", loopback4), drop()}}
+// 127.0.0.1. Nor does anybody outside pass for a workload.
+func guardRules(d desired) []rule {
+	rules := []rule{
+		{notFrom("lo"), saddrOrDaddr("daddr", loopback4), drop()},
+		{notFrom("lo"), saddrOrDaddr("saddr", loopback4), drop()},
+	}
+	for _, net := range d.nets() {
+		if slices.ContainsFunc(d.LAN, net.Overlaps) {
+			continue // neighbours have such addresses, too
+		}
+		rules = append(rules, rule{notFrom("lo"), notFrom(d.Bridge), saddrOrDaddr("saddr", net), drop()})
+	}
+	return rules
 }
 
 func inputRules(d desired) []rule {
@@ -93,12 +108,13 @@ func inputRules(d desired) []rule {
 		{from(d.Bridge), dport("udp", dnsPort), accept()},
 		{from(d.Bridge), dport("tcp", dnsPort), accept()},
 	}
-	for _, p := range d.Ports {
-		if !p.Host {
-			continue
+	for _, g := range d.groups(true) {
+		open := append(g.at(false), dports(g.protocol, g.ports), accept())
+		if !g.from.anybody() {
+			rules = append(rules, append(rule{from(d.Bridge)}, open...))
 		}
-		for _, to := range destinations(p.Address, d.IPv6, false) {
-			rules = append(rules, rule(append(to.terms, dport(p.Protocol, p.Port), accept())))
+		if source, any := d.source(g.from, g.v4); any {
+			rules = append(rules, append(source, open...))
 		}
 	}
 	return append(rules,
@@ -109,56 +125,121 @@ func inputRules(d desired) []rule {
 	)
 }
 
+// forwardRules: who is denied the LAN answers those who came from there to a
+// port of his, and speaks to nobody first.
 func forwardRules(d desired) []rule {
-	return []rule{
+	rules := []rule{
 		{ctState("established,related", expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accept()},
 		{ctState("invalid", expr.CtStateBitINVALID), drop()},
 		{from(d.Bridge), accept()},
 		{out(d.Bridge), ctStatusDNAT(), accept()},
 	}
+	if len(d.Denied) == 0 {
+		return rules
+	}
+	var denied []rule
+	for _, v4 := range d.families() {
+		denied = append(denied, rule{from(d.Bridge), notOut(d.Bridge), ctOriginal(), etherFrom(d.Denied),
+			addrIn("daddr", v4, ofFamily(v4, disjoint(slices.Concat(private, d.LAN)))), drop()})
+	}
+	return append(denied, rules...)
 }
 
-// publishedRules send what comes to a published port to its workload, wherever
-// it comes from: the LAN, the box itself, a workload. DNS on the bridge's own
-// address is never taken, so that a workload may publish port 53.
-func publishedRules(d desired) []rule {
+// private are the networks that are somebody's own, by RFC 1918, 6598, 3927,
+// 4193 and 4291.
+var private = []netip.Prefix{
+	netip.MustParsePrefix("10.0.0.0/8"),
+	netip.MustParsePrefix("100.64.0.0/10"),
+	netip.MustParsePrefix("169.254.0.0/16"),
+	netip.MustParsePrefix("172.16.0.0/12"),
+	netip.MustParsePrefix("192.168.0.0/16"),
+	netip.MustParsePrefix("fc00::/7"),
+	linkLocal6,
+}
+
+// linkLocal6 is on-link everywhere.
+var linkLocal6 = netip.MustParsePrefix("fe80::/10")
+
+// ownDNS leaves DNS on the bridge's own address alone, so that a workload may
+// publish port 53.
+func ownDNS(d desired) []rule {
 	var rules []rule
 	for _, gw := range d.gateways() {
 		rules = append(rules,
-			rule{addr("daddr", gw), dport("udp", dnsPort), goBack()},
-			rule{addr("daddr", gw), dport("tcp", dnsPort), goBack()})
+			rule{addr("daddr", gw), dport("udp", dnsPort), accept()},
+			rule{addr("daddr", gw), dport("tcp", dnsPort), accept()})
 	}
-	for _, p := range d.Ports {
-		if p.Host {
-			continue
-		}
-		for _, at := range destinations(p.Address, d.IPv6, true) {
-			for _, to := range p.To {
-				if to.Is4() == at.v4 {
-					rules = append(rules, rule(append(at.terms, dport(p.Protocol, p.Port), dnat(to, p.Target))))
-				}
-			}
+	return rules
+}
+
+// publishedRules send what comes to a published port to its workload, from all
+// who may from outside.
+func publishedRules(d desired) []rule {
+	var rules []rule
+	for _, g := range d.groups(false) {
+		if source, any := d.source(g.from, g.v4); any {
+			rules = append(rules, append(source, append(g.at(true), g.dnat())...))
 		}
 	}
 	return rules
+}
+
+// limitedRules do so with the ports that not everybody may connect to, for the
+// box itself and its workloads.
+func limitedRules(d desired) []rule {
+	var rules []rule
+	for _, g := range d.groups(false) {
+		if !g.from.anybody() {
+			rules = append(rules, append(g.at(true), g.dnat()))
+		}
+	}
+	return rules
+}
+
+// source matches who may connect from outside, by one family; false is nobody.
+func (d desired) source(s Source, v4 bool) (rule, bool) {
+	switch {
+	case s.anybody():
+		return nil, true
+	case !s.LAN:
+		return rule{saddrOrDaddr("saddr", s.Prefix)}, s.Prefix.Addr().Is4() == v4
+	}
+	lan := ofFamily(v4, disjoint(d.lan()))
+	if len(lan) == 0 {
+		return nil, false
+	}
+	return rule{addrIn("saddr", v4, lan)}, true
+}
+
+// lan are all networks whose hosts are neighbours.
+func (d desired) lan() []netip.Prefix { return append([]netip.Prefix{linkLocal6}, d.LAN...) }
+
+// families says for each that is in use whether it is IPv4.
+func (d desired) families() []bool {
+	if d.IPv6 {
+		return []bool{true, false}
+	}
+	return []bool{true}
+}
+
+func (d desired) nets() []netip.Prefix {
+	if d.IPv6 {
+		return []netip.Prefix{d.Net.IPv4, d.Net.IPv6}
+	}
+	return []netip.Prefix{d.Net.IPv4}
 }
 
 // postroutingRules hide workloads behind the capsule's address, outside and,
 // for what returns to the bridge by a published port, inside: else the answer
 // would go straight to the asking workload, which knows nothing of its sender.
 func postroutingRules(d desired) []rule {
-	nets := []netip.Prefix{d.Net.IPv4}
-	own := []netip.Prefix{loopback4}
-	if d.IPv6 {
-		nets = append(nets, d.Net.IPv6)
-		own = append(own, loopback6)
-	}
+	own := []netip.Prefix{loopback4, loopback6}
 	rules := []rule{{out("lo"), accept()}}
-	for i := range nets {
+	for i, net := range d.nets() {
 		rules = append(rules,
-			rule{out(d.Bridge), saddrOrDaddr("saddr", nets[i]), ctStatusDNAT(), masquerade()},
+			rule{out(d.Bridge), saddrOrDaddr("saddr", net), ctStatusDNAT(), masquerade()},
 			rule{out(d.Bridge), saddrOrDaddr("saddr", own[i]), masquerade()},
-			rule{notOut(d.Bridge), saddrOrDaddr("saddr", nets[i]), masquerade()})
+			rule{notOut(d.Bridge), saddrOrDaddr("saddr", net), masquerade()})
 	}
 	return rules
 }
@@ -169,35 +250,6 @@ func (d desired) gateways() []netip.Addr {
 		gws = append(gws, d.Net.Gateway6())
 	}
 	return gws
-}
-
-// destination is what a packet to a published address looks like.
-type destination struct {
-	v4    bool
-	terms []term
-}
-
-// destinations returns the packets that an address to publish on stands for:
-// none is all addresses of both families, 0.0.0.0 and :: are all of one.
-func destinations(a netip.Addr, ipv6, local bool) []destination {
-	if a.IsValid() && !a.IsUnspecified() {
-		if a.Is6() && !ipv6 {
-			return nil
-		}
-		return []destination{{a.Is4(), []term{addr("daddr", a)}}}
-	}
-	var to []destination
-	for _, v4 := range []bool{true, false} {
-		if (!v4 && !ipv6) || (a.IsValid() && a.Is4() != v4) {
-			continue
-		}
-		terms := []term{family(v4)}
-		if local {
-			terms = append(terms, toLocal())
-		}
-		to = append(to, destination{v4, terms})
-	}
-	return to
 }
 
 // render writes the table in the syntax of nft(8).
@@ -248,7 +300,7 @@ func ifname(name string) []byte {
 }
 
 func link(word string, key expr.MetaKey, op expr.CmpOp, name string) term {
-	return term{fmt.Sprintf("%s %q", word, name), []expr.Any{meta(key), compare(op, ifname(name))}}
+	return term{text: fmt.Sprintf("%s %q", word, name), exprs: []expr.Any{meta(key), compare(op, ifname(name))}}
 }
 
 func from(name string) term    { return link("iifname", expr.MetaKeyIIFNAME, expr.CmpOpEq, name) }
@@ -261,21 +313,25 @@ func family(v4 bool) term {
 	if v4 {
 		word, proto = "ipv4", unix.NFPROTO_IPV4
 	}
-	return term{"meta nfproto " + word, []expr.Any{meta(expr.MetaKeyNFPROTO), compare(expr.CmpOpEq, []byte{proto})}}
+	return term{text: "meta nfproto " + word, exprs: []expr.Any{meta(expr.MetaKeyNFPROTO), compare(expr.CmpOpEq, []byte{proto})}}
 }
 
 func l4proto(name string, proto byte) term {
-	return term{"meta l4proto " + name, []expr.Any{meta(expr.MetaKeyL4PROTO), compare(expr.CmpOpEq, []byte{proto})}}
+	return term{text: "meta l4proto " + name, exprs: []expr.Any{meta(expr.MetaKeyL4PROTO), compare(expr.CmpOpEq, []byte{proto})}}
 }
 
 func dport(protocol string, port uint16) term {
+	return term{text: fmt.Sprintf("%s dport %d", protocol, port),
+		exprs: append(loadPort(protocol), compare(expr.CmpOpEq, binaryutil.BigEndian.PutUint16(port)))}
+}
+
+// loadPort loads the port that a packet of the protocol is for.
+func loadPort(protocol string) []expr.Any {
 	proto := byte(unix.IPPROTO_TCP)
 	if protocol == "udp" {
 		proto = unix.IPPROTO_UDP
 	}
-	return term{fmt.Sprintf("%s dport %d", protocol, port), append(l4proto(protocol, proto).exprs,
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-		compare(expr.CmpOpEq, binaryutil.BigEndian.PutUint16(port)))}
+	return append(l4proto(protocol, proto).exprs, &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2})
 }
 
 // addressField loads "saddr" or "daddr" of the family's header.
@@ -298,8 +354,8 @@ func headerName(v4 bool) string {
 }
 
 func addr(field string, a netip.Addr) term {
-	return term{fmt.Sprintf("%s %s %s", headerName(a.Is4()), field, a),
-		append(family(a.Is4()).exprs, addressField(field, a.Is4()), compare(expr.CmpOpEq, a.AsSlice()))}
+	return term{text: fmt.Sprintf("%s %s %s", headerName(a.Is4()), field, a),
+		exprs: append(family(a.Is4()).exprs, addressField(field, a.Is4()), compare(expr.CmpOpEq, a.AsSlice()))}
 }
 
 func saddrOrDaddr(field string, p netip.Prefix) term {
@@ -309,8 +365,8 @@ func saddrOrDaddr(field string, p netip.Prefix) term {
 	for i := range p.Bits() {
 		mask[i/8] |= 0x80 >> (i % 8)
 	}
-	return term{fmt.Sprintf("%s %s %s", headerName(a.Is4()), field, p.Masked()),
-		append(family(a.Is4()).exprs, addressField(field, a.Is4()),
+	return term{text: fmt.Sprintf("%s %s %s", headerName(a.Is4()), field, p.Masked()),
+		exprs: append(family(a.Is4()).exprs, addressField(field, a.Is4()),
 			&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: uint32(size), Mask: mask, Xor: make([]byte, size)},
 			compare(expr.CmpOpEq, a.AsSlice()))}
 }
@@ -325,22 +381,29 @@ func bits(key expr.CtKey, mask uint32) []expr.Any {
 }
 
 func ctState(text string, mask uint32) term {
-	return term{"ct state " + text, bits(expr.CtKeySTATE, mask)}
+	return term{text: "ct state " + text, exprs: bits(expr.CtKeySTATE, mask)}
 }
 
 // statusDNAT is IPS_DST_NAT of linux/netfilter/nf_conntrack_common.h.
 const statusDNAT = 1 << 5
 
-func ctStatusDNAT() term { return term{"ct status dnat", bits(expr.CtKeySTATUS, statusDNAT)} }
+func ctStatusDNAT() term {
+	return term{text: "ct status dnat", exprs: bits(expr.CtKeySTATUS, statusDNAT)}
+}
+
+// ctOriginal holds for what the side sends that began.
+func ctOriginal() term {
+	return term{text: "ct direction original", exprs: []expr.Any{&expr.Ct{Key: expr.CtKeyDIRECTION, Register: 1}, compare(expr.CmpOpEq, []byte{0})}}
+}
 
 func toLocal() term {
-	return term{"fib daddr type local", []expr.Any{
+	return term{text: "fib daddr type local", exprs: []expr.Any{
 		&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true},
 		compare(expr.CmpOpEq, binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL))}}
 }
 
 func verdict(text string, kind expr.VerdictKind, to string) term {
-	return term{text, []expr.Any{&expr.Verdict{Kind: kind, Chain: to}}}
+	return term{text: text, exprs: []expr.Any{&expr.Verdict{Kind: kind, Chain: to}}}
 }
 
 func accept() term        { return verdict("accept", expr.VerdictAccept, "") }
@@ -348,16 +411,4 @@ func drop() term          { return verdict("drop", expr.VerdictDrop, "") }
 func goBack() term        { return verdict("return", expr.VerdictReturn, "") }
 func jump(to string) term { return verdict("jump "+to, expr.VerdictJump, to) }
 
-func masquerade() term { return term{"masquerade", []expr.Any{&expr.Masq{}}} }
-
-func dnat(to netip.Addr, port uint16) term {
-	proto := uint32(unix.NFPROTO_IPV6)
-	if to.Is4() {
-		proto = unix.NFPROTO_IPV4
-	}
-	return term{fmt.Sprintf("dnat %s to %s", headerName(to.Is4()), netip.AddrPortFrom(to, port)), []expr.Any{
-		&expr.Immediate{Register: 1, Data: to.AsSlice()},
-		&expr.Immediate{Register: 2, Data: binaryutil.BigEndian.PutUint16(port)},
-		&expr.NAT{Type: expr.NATTypeDestNAT, Family: proto, RegAddrMin: 1, RegProtoMin: 2, Specified: true},
-	}}
-}
+func masquerade() term { return term{text: "masquerade", exprs: []expr.Any{&expr.Masq{}}} }

@@ -110,7 +110,7 @@ func (w *world) wipe(t *testing.T) {
 // workload attaches one and returns its machine.
 func (w *world) workload(t *testing.T, name string) (*nettest.NS, Attachment) {
 	t.Helper()
-	at, err := w.Attach(t.Context(), name)
+	at, err := w.Attach(t.Context(), name, false)
 	check(t, err)
 	return nettest.Open(t, at.NetNS), at
 }
@@ -211,6 +211,32 @@ func unreachable(t *testing.T, ns *nettest.NS, to string) {
 	if err == nil {
 		c.Close()
 		t.Errorf("to %s: %q answers, want nobody", to, line)
+	}
+}
+
+// dialsAs connects from one of the namespace's addresses.
+func dialsAs(t *testing.T, ns *nettest.NS, from, to, name string, want bool) {
+	t.Helper()
+	limit := 300 * time.Millisecond
+	if want {
+		limit = patience
+	}
+	var line string
+	err := ns.Try(func() error {
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}, Timeout: limit}
+		c, err := d.Dial("tcp", to)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		if err := c.SetDeadline(time.Now().Add(limit)); err != nil {
+			return err
+		}
+		line, err = bufio.NewReader(c).ReadString('\n')
+		return err
+	})
+	if who, _, _ := strings.Cut(line, " "); (err == nil) != want || want && who != name {
+		t.Errorf("from %s to %s: %q, %v; want an answer: %v", from, to, line, err, want)
 	}
 }
 

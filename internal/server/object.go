@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 
 	"github.com/containerd/errdefs"
@@ -13,6 +12,7 @@ import (
 	"capsule/api/manifest"
 	"capsule/internal/network"
 	"capsule/internal/store"
+	"capsule/internal/workload"
 )
 
 type objects struct {
@@ -151,25 +151,12 @@ func portConflicts(tx store.View, objs []*capsulev1.Object) error {
 		switch {
 		case o.GetMeta().GetDeletedAt() != nil:
 		case asked[o.GetMeta().GetUid()]:
-			wanted = append(wanted, published(o)...)
+			wanted = append(wanted, workload.Ports(o)...)
 		default:
-			held = append(held, published(o)...)
+			held = append(held, workload.Ports(o)...)
 		}
 	}
 	return network.Conflicts(append(held, wanted...))
-}
-
-func published(o *capsulev1.Object) []network.Published {
-	var list []network.Published
-	for _, p := range o.GetWorkload().GetSpec().GetPorts() {
-		addr, _ := netip.ParseAddr(p.GetAddress()) // checked before; "" is all
-		list = append(list, network.Published{
-			Workload: o.GetMeta().GetName(), Address: addr, Protocol: p.GetProtocol(),
-			Port: uint16(p.GetHostPort()), Target: uint16(p.GetPort()),
-			Host: o.GetWorkload().GetSpec().GetNetwork() == "host",
-		})
-	}
-	return list
 }
 
 // warnings are what is right and yet may surprise.

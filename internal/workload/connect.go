@@ -26,6 +26,9 @@ func modeOf(obj *v1.Object) string {
 	return modeBridge
 }
 
+// deniesLAN says whether the workload is kept off the networks around the capsule.
+func deniesLAN(obj *v1.Object) bool { return obj.GetWorkload().GetSpec().GetLan() == "deny" }
+
 // attach makes the network that an object asks for; it is there already when
 // only the daemon was restarted.
 func (l *Loop) attach(ctx context.Context, obj *v1.Object, m *memory) (err error) {
@@ -36,7 +39,7 @@ func (l *Loop) attach(ctx context.Context, obj *v1.Object, m *memory) (err error
 	case modeNone:
 		a, err = l.opts.Network.AttachNone(obj.Meta.Name)
 	default:
-		a, err = l.opts.Network.Attach(ctx, obj.Meta.Name)
+		a, err = l.opts.Network.Attach(ctx, obj.Meta.Name, deniesLAN(obj))
 	}
 	if err != nil {
 		return err
@@ -46,10 +49,12 @@ func (l *Loop) attach(ctx context.Context, obj *v1.Object, m *memory) (err error
 }
 
 // reconnectOld puts the network back as the serving generation has it: a new
-// one of another mode was prepared with its own, under the same name.
+// one of another mode, or that may reach another part of the world, was prepared
+// with its own, under the same name.
 func (l *Loop) reconnectOld(ctx context.Context, obj *v1.Object, m *memory) error {
 	before, err := l.served.get(obj.Meta)
-	if err != nil || before == nil || before.Meta.Generation == obj.Meta.Generation || modeOf(before) == modeOf(obj) {
+	if err != nil || before == nil || before.Meta.Generation == obj.Meta.Generation ||
+		modeOf(before) == modeOf(obj) && deniesLAN(before) == deniesLAN(obj) {
 		return err
 	}
 	return l.attach(ctx, before, m)
@@ -71,6 +76,9 @@ func (l *Loop) connect(ctx context.Context, obj *v1.Object, m *memory, d decisio
 		return err
 	}
 	wanted := obj.Meta.DeletedAt == nil && !obj.GetWorkload().GetIntent().GetStopped() && d.Status.Phase != v1.Phase_PHASE_EXITED
+	if err := l.opts.Network.SetStopped(name, !wanted); err != nil {
+		return err
+	}
 	if before == nil || !wanted {
 		return l.ports.set(ctx, name, nil)
 	}
@@ -79,21 +87,25 @@ func (l *Loop) connect(ctx context.Context, obj *v1.Object, m *memory, d decisio
 	if runs && !m.attached {
 		attachErr = l.attach(ctx, before, m)
 	}
-	return errors.Join(attachErr, l.ports.set(ctx, name, portsOf(before)))
+	return errors.Join(attachErr, l.ports.set(ctx, name, Ports(before)))
 }
 
-// portsOf are the published ports of a spec.
-func portsOf(obj *v1.Object) []network.Published {
+// Ports are the published ports of a spec, which was checked at apply.
+func Ports(obj *v1.Object) []network.Published {
 	var published []network.Published
 	for _, p := range obj.GetWorkload().GetSpec().GetPorts() {
-		address, _ := netip.ParseAddr(p.Address) // checked at apply; the zero Addr is all
+		address, _ := netip.ParseAddr(p.Address) // the zero Addr is all
+		from, err := network.ParseSource(p.From)
+		if err != nil {
+			continue // of a later version: nobody's is safer than anybody's
+		}
 		protocol := p.Protocol
 		if protocol == "" {
 			protocol = "tcp"
 		}
 		published = append(published, network.Published{
-			Workload: obj.Meta.Name, Address: address, Port: uint16(p.HostPort), Target: uint16(p.Port),
-			Protocol: protocol, Host: modeOf(obj) == modeHost,
+			Workload: obj.Meta.Name, Address: address, Port: uint16(p.HostPort), End: uint16(p.HostPortEnd), Target: uint16(p.Port),
+			Protocol: protocol, From: from, Host: modeOf(obj) == modeHost,
 		})
 	}
 	return published

@@ -29,10 +29,12 @@ type Images interface {
 
 // Networks gives workloads their place in the network.
 type Networks interface {
-	Attach(ctx context.Context, name string) (network.Attachment, error)
+	Attach(ctx context.Context, name string, denyLAN bool) (network.Attachment, error)
 	AttachNone(name string) (network.Attachment, error)
 	HostAttachment() network.Attachment
 	Detach(ctx context.Context, name string) error
+	// SetStopped says whether the workload's name has no address now.
+	SetStopped(name string, stopped bool) error
 	Publish(ctx context.Context, ports []network.Published) error
 	// Sync removes what is left of workloads other than those named.
 	Sync(ctx context.Context, names []string) error

@@ -211,6 +211,8 @@ type net struct {
 	mu        sync.Mutex
 	attached  map[string]string // mode by name
 	published []string
+	denied    map[string]bool // kept off the LAN
+	stopped   map[string]bool
 	times     int
 	fails     error
 }
@@ -226,9 +228,25 @@ func (n *net) attach(name, mode string) (network.Attachment, error) {
 	return a, n.fails
 }
 
-func (n *net) Attach(_ context.Context, name string) (network.Attachment, error) {
-	return n.attach(name, modeBridge)
+func (n *net) Attach(_ context.Context, name string, denyLAN bool) (network.Attachment, error) {
+	a, err := n.attach(name, modeBridge)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.denied[name] = denyLAN; !denyLAN {
+		delete(n.denied, name)
+	}
+	return a, err
 }
+
+func (n *net) SetStopped(name string, stopped bool) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.stopped[name] = stopped; !stopped {
+		delete(n.stopped, name)
+	}
+	return nil
+}
+
 func (n *net) AttachNone(name string) (network.Attachment, error) { return n.attach(name, modeNone) }
 func (n *net) HostAttachment() network.Attachment                 { return network.Attachment{} }
 
@@ -287,7 +305,7 @@ func inMachine(t *testing.T, test func(m *machine)) {
 			T: t, store: s,
 			driver: newRuntime(),
 			images: &cache{local: map[string]bool{"web:1": true, "web:2": true, "bare": true}},
-			net:    &net{attached: map[string]string{}},
+			net:    &net{attached: map[string]string{}, denied: map[string]bool{}, stopped: map[string]bool{}},
 			shelf:  &shelf{have: map[string]map[string]lent{}, broken: map[string]string{}},
 		}
 		m.boot()

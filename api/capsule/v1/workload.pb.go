@@ -171,7 +171,8 @@ type WorkloadSpec struct {
 	Ports []*Port `protobuf:"bytes,5,rep,name=ports,proto3" json:"ports,omitempty"`
 	// Volumes made visible in the workload.
 	Mounts []*Mount `protobuf:"bytes,6,rep,name=mounts,proto3" json:"mounts,omitempty"`
-	// "bridge" (default), "host" or "none".
+	// "bridge" (default), "host" or "none". In a manifest also
+	// "{mode: bridge, lan: deny}", which is this field and lan.
 	Network string `protobuf:"bytes,7,opt,name=network,proto3" json:"network,omitempty"`
 	// Limits; absent means none.
 	Resources *Resources `protobuf:"bytes,8,opt,name=resources,proto3" json:"resources,omitempty"`
@@ -191,7 +192,10 @@ type WorkloadSpec struct {
 	Health *Health `protobuf:"bytes,15,opt,name=health,proto3" json:"health,omitempty"`
 	// Workloads that must run, and be healthy when they have a check, before this
 	// one starts.
-	DependsOn     []string `protobuf:"bytes,16,rep,name=depends_on,json=dependsOn,proto3" json:"depends_on,omitempty"`
+	DependsOn []string `protobuf:"bytes,16,rep,name=depends_on,json=dependsOn,proto3" json:"depends_on,omitempty"`
+	// "allow" (default) or "deny": the workload reaches others and the internet, but
+	// nothing on the networks around the capsule. Written within network.
+	Lan           string `protobuf:"bytes,17,opt,name=lan,proto3" json:"lan,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -338,18 +342,32 @@ func (x *WorkloadSpec) GetDependsOn() []string {
 	return nil
 }
 
-// Port publishes one port of a workload. Short form in a manifest:
-// "[ADDRESS:]HOSTPORT:PORT[/PROTOCOL]".
+func (x *WorkloadSpec) GetLan() string {
+	if x != nil {
+		return x.Lan
+	}
+	return ""
+}
+
+// Port publishes a port of a workload, or a range of them. Short form in a
+// manifest: "[ADDRESS:]HOSTPORT[-END]:PORT[-END][/PROTOCOL]".
 type Port struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Port of the capsule, 1 to 65535.
+	// Port of the capsule, 1 to 65535; the first one of a range.
 	HostPort uint32 `protobuf:"varint,1,opt,name=host_port,json=hostPort,proto3" json:"host_port,omitempty"`
-	// Port inside the workload, 1 to 65535.
+	// Port inside the workload, 1 to 65535; the first one of a range.
 	Port uint32 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
 	// "tcp" (default) or "udp".
 	Protocol string `protobuf:"bytes,3,opt,name=protocol,proto3" json:"protocol,omitempty"`
 	// Address of the capsule to publish on; default all.
-	Address       string `protobuf:"bytes,4,opt,name=address,proto3" json:"address,omitempty"`
+	Address string `protobuf:"bytes,4,opt,name=address,proto3" json:"address,omitempty"`
+	// Who may connect from outside of the capsule: "any" (default), "lan" for the
+	// networks that its uplinks are on, an address or a network.
+	From string `protobuf:"bytes,5,opt,name=from,proto3" json:"from,omitempty"`
+	// Last port of the capsule when it is a range.
+	HostPortEnd uint32 `protobuf:"varint,6,opt,name=host_port_end,json=hostPortEnd,proto3" json:"host_port_end,omitempty"`
+	// Last port inside the workload when it is a range, which is as long.
+	PortEnd       uint32 `protobuf:"varint,7,opt,name=port_end,json=portEnd,proto3" json:"port_end,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -410,6 +428,27 @@ func (x *Port) GetAddress() string {
 		return x.Address
 	}
 	return ""
+}
+
+func (x *Port) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *Port) GetHostPortEnd() uint32 {
+	if x != nil {
+		return x.HostPortEnd
+	}
+	return 0
+}
+
+func (x *Port) GetPortEnd() uint32 {
+	if x != nil {
+		return x.PortEnd
+	}
+	return 0
 }
 
 // Mount makes a volume visible in a workload. Short form in a manifest:
@@ -1106,7 +1145,7 @@ var File_capsule_v1_workload_proto protoreflect.FileDescriptor
 const file_capsule_v1_workload_proto_rawDesc = "" +
 	"\n" +
 	"\x19capsule/v1/workload.proto\x12\n" +
-	"capsule.v1\x1a\x18capsule/v1/options.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x86\x05\n" +
+	"capsule.v1\x1a\x18capsule/v1/options.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x98\x05\n" +
 	"\fWorkloadSpec\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\x12\x18\n" +
 	"\acommand\x18\x02 \x03(\tR\acommand\x12\x12\n" +
@@ -1128,15 +1167,19 @@ const file_capsule_v1_workload_proto_rawDesc = "" +
 	"\x13required_for_update\x18\x0e \x01(\bR\x11requiredForUpdate\x12*\n" +
 	"\x06health\x18\x0f \x01(\v2\x12.capsule.v1.HealthR\x06health\x12\x1d\n" +
 	"\n" +
-	"depends_on\x18\x10 \x03(\tR\tdependsOn\x1a6\n" +
+	"depends_on\x18\x10 \x03(\tR\tdependsOn\x12\x10\n" +
+	"\x03lan\x18\x11 \x01(\tR\x03lan\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"m\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc0\x01\n" +
 	"\x04Port\x12\x1b\n" +
 	"\thost_port\x18\x01 \x01(\rR\bhostPort\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x1a\n" +
 	"\bprotocol\x18\x03 \x01(\tR\bprotocol\x12\x18\n" +
-	"\aaddress\x18\x04 \x01(\tR\aaddress\"\xb2\x01\n" +
+	"\aaddress\x18\x04 \x01(\tR\aaddress\x12\x12\n" +
+	"\x04from\x18\x05 \x01(\tR\x04from\x12\"\n" +
+	"\rhost_port_end\x18\x06 \x01(\rR\vhostPortEnd\x12\x19\n" +
+	"\bport_end\x18\a \x01(\rR\aportEnd\"\xb2\x01\n" +
 	"\x05Mount\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x1b\n" +
