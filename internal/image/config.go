@@ -17,10 +17,7 @@ import (
 type configuration struct {
 	ocispec.Image
 	healthcheck *healthcheck
-}
-
-type healthcheck struct {
-	Test []string
+	shell       []string // of lines in the image's own commands
 }
 
 // parseConfig reads a configuration of either form; they differ in nothing
@@ -31,20 +28,23 @@ func parseConfig(data []byte) (configuration, error) {
 		return c, fmt.Errorf("image configuration: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	var docker struct {
-		Config struct{ Healthcheck *healthcheck } `json:"config"`
+		Config struct {
+			Healthcheck *healthcheck
+			Shell       []string
+		} `json:"config"`
 	}
 	if err := json.Unmarshal(data, &docker); err != nil {
 		return c, fmt.Errorf("image configuration: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
-	c.healthcheck = docker.Config.Healthcheck
+	c.healthcheck, c.shell = docker.Config.Healthcheck, docker.Config.Shell
 	return c, nil
 }
 
 // warnings tell what of the image is not honoured.
 func (c configuration) warnings() []string {
 	var warnings []string
-	if h := c.healthcheck; h != nil && len(h.Test) > 0 && h.Test[0] != "NONE" {
-		warnings = append(warnings, "health check of the image is ignored")
+	if _, warning := c.health(); warning != "" {
+		warnings = append(warnings, warning)
 	}
 	volumes := make([]string, 0, len(c.Config.Volumes))
 	for path := range c.Config.Volumes {

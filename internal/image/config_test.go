@@ -10,30 +10,6 @@ import (
 )
 
 func TestWarnings(t *testing.T) {
-	ignored := []string{"health check of the image is ignored"}
-	tests := []struct {
-		name   string
-		health any
-		want   []string
-	}{
-		{"none", nil, nil},
-		{"command", map[string]any{"Test": []string{"CMD", "x"}, "Interval": 0}, ignored},
-		{"shell", map[string]any{"Test": []string{"CMD-SHELL", "x y"}}, ignored},
-		{"disabled", map[string]any{"Test": []string{"NONE"}}, nil},
-		{"inherited", map[string]any{"Interval": 5}, nil},
-	}
-	for _, test := range tests {
-		for _, docker := range []bool{false, true} {
-			i := imagetest.Image{Docker: docker, Extra: map[string]any{"Healthcheck": test.health}}
-			c, err := parseConfig(i.ConfigJSON())
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(test.want, c.warnings()); diff != "" {
-				t.Errorf("%s, docker %v: %s", test.name, docker, diff)
-			}
-		}
-	}
 	i := imagetest.Image{Config: ocispec.ImageConfig{Volumes: map[string]struct{}{"/b": {}, "/a": {}}}}
 	c, err := parseConfig(i.ConfigJSON())
 	if err != nil {

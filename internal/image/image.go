@@ -4,6 +4,8 @@ package image
 
 import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	v1 "capsule/api/capsule/v1"
 )
 
 // Image is an image of this machine's platform whose layers are all unpacked.
@@ -13,6 +15,8 @@ type Image struct {
 	// ChainID names the snapshot of its topmost layer.
 	ChainID string
 	Config  ocispec.ImageConfig
-	// Warnings tell what of the image is not honoured (health check, …).
+	// Health is the image's HEALTHCHECK, nil without one.
+	Health *v1.Health
+	// Warnings tell what of the image is not honoured (volumes, …).
 	Warnings []string
 }

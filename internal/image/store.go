@@ -178,7 +178,9 @@ func (s *Store) load(ctx context.Context, record images.Image) (Image, error) {
 	if _, err := s.client.SnapshotService(snapshotter).Stat(ctx, chain); err != nil {
 		return Image{}, fmt.Errorf("its layers: %w", err)
 	}
+	health, _ := config.health()
 	return Image{
+		Health:   health,
 		Name:     record.Name,
 		Digest:   record.Target.Digest.String(),
 		ChainID:  chain,

@@ -37,7 +37,11 @@ func (l *Loop) act(ctx context.Context, obj *v1.Object, m *memory, d decision) e
 		return l.startOld(ctx, obj, m, d)
 	case stepStop:
 		signal, grace := l.stopOf(ctx, obj, d.Step.ID)
-		l.mark(obj.Meta.Name, fmt.Sprintf("stopping generation %d: %s", d.Step.ID.Generation, d.Status.Message))
+		why := d.Status.Message
+		if d.Step.Heal {
+			why = unhealthy(d.Status)
+		}
+		l.mark(obj.Meta.Name, fmt.Sprintf("stopping generation %d: %s", d.Step.ID.Generation, why))
 		ctx, cancel := context.WithTimeout(ctx, grace+driver.StepMax())
 		defer cancel()
 		if err := driver.Stop(ctx, d.Step.ID, signal, grace); err != nil {
@@ -45,6 +49,9 @@ func (l *Loop) act(ctx context.Context, obj *v1.Object, m *memory, d decision) e
 		}
 		if d.Step.Halt {
 			return l.halted(ctx, obj, m, d)
+		}
+		if d.Step.Heal {
+			return l.healed(obj, m, d)
 		}
 		m.replaced = d.Step.ID.Generation != obj.Meta.Generation
 	case stepRemove:
@@ -304,16 +311,18 @@ func (l *Loop) stopSpec(ctx context.Context, spec *v1.WorkloadSpec) (signal int,
 	return signal, min(max(grace, 0), GraceMax)
 }
 
-// serves keeps what was started, with its signal and grace resolved: they hold
-// also when its image is gone.
+// serves keeps what was started, with its signal, grace and check resolved: they
+// hold also when its image is gone, or another has its name.
 func (l *Loop) serves(ctx context.Context, obj *v1.Object) error {
 	before, err := l.served.get(obj.Meta)
 	if err != nil || before.GetMeta().GetGeneration() == obj.Meta.Generation {
 		return err
 	}
 	signal, grace := l.stopSpec(ctx, obj.GetWorkload().GetSpec())
+	check := l.checkSpec(ctx, obj.GetWorkload().GetSpec())
 	obj = proto.CloneOf(obj)
 	spec := obj.GetWorkload().GetSpec()
+	spec.Health = check
 	spec.StopSignal, spec.StopGrace = strconv.Itoa(signal), durationpb.New(grace)
 	return l.served.put(obj)
 }

@@ -16,25 +16,27 @@ type verb string
 
 // The steps. Each is idempotent, so that a cut between two loses nothing.
 const (
-	stepWait       verb = "wait"       // nothing to do until a wake-up
-	stepPull       verb = "pull"       // fetch the image
-	stepPrepare    verb = "prepare"    // make the instance of the wanted generation
-	stepStart      verb = "start"      // start the instance of the wanted generation
-	stepStartOld   verb = "start old"  // start the generation that served before again
-	stepStop       verb = "stop"       // stop an instance, gracefully
-	stepRemove     verb = "remove"     // remove an instance
-	stepForget     verb = "forget"     // nothing is left: give back the network, drop the object
-	restartOnFail       = "on-failure" // restart policies of the spec
-	restartNever        = "never"
-	reasonOperator      = "operator"
-	reasonOOM           = "oom"
-	reasonExit          = "exit"
-	reasonSignal        = "signal"
-	reasonImage         = "image"
-	reasonConfig        = "config"
-	reasonStart         = "start"
-	reasonMachine       = "machine"
-	reasonVolume        = "volume"
+	stepWait         verb = "wait"       // nothing to do until a wake-up
+	stepPull         verb = "pull"       // fetch the image
+	stepPrepare      verb = "prepare"    // make the instance of the wanted generation
+	stepStart        verb = "start"      // start the instance of the wanted generation
+	stepStartOld     verb = "start old"  // start the generation that served before again
+	stepStop         verb = "stop"       // stop an instance, gracefully
+	stepRemove       verb = "remove"     // remove an instance
+	stepForget       verb = "forget"     // nothing is left: give back the network, drop the object
+	restartOnFail         = "on-failure" // restart policies of the spec
+	restartNever          = "never"
+	reasonOperator        = "operator"
+	reasonOOM             = "oom"
+	reasonExit            = "exit"
+	reasonSignal          = "signal"
+	reasonImage           = "image"
+	reasonConfig          = "config"
+	reasonStart           = "start"
+	reasonMachine         = "machine"
+	reasonVolume          = "volume"
+	reasonDependency      = "dependency"
+	reasonUnhealthy       = "unhealthy"
 )
 
 // volumesOf tells whose volumes a step needs.
@@ -54,6 +56,8 @@ type step struct {
 	Again bool
 	// Halt tells a stop because of a volume.
 	Halt bool
+	// Heal tells a stop of what is to be started again since it is unhealthy.
+	Heal bool
 	ID   ID     // of stop, remove and start
 	Kind string // whose driver does it
 }
@@ -76,7 +80,12 @@ type world struct {
 	Freed bool
 	// Halt says why what runs is to be stopped because of a volume, for now.
 	Halt string
-	Now  time.Time
+	// Health is what the checks say of what runs.
+	Health checked
+	// Waits says which workload the wanted generation has to wait for, and how that
+	// stands.
+	Waits string
+	Now   time.Time
 }
 
 // seen is an instance and the kind whose driver lists it.
@@ -99,6 +108,7 @@ type decision struct {
 // effects and reads no clock.
 func decide(w world) decision {
 	d := &decider{world: w, status: fresh(w.Object)}
+	d.was = d.status.Health
 	for _, s := range w.Seen {
 		switch {
 		case s.UID != w.Object.Meta.Uid:
@@ -136,9 +146,16 @@ func fresh(obj *v1.Object) *v1.WorkloadStatus {
 type decider struct {
 	world
 	status  *v1.WorkloadStatus
-	current *seen // the wanted generation
+	was     v1.HealthState // as last known
+	current *seen          // the wanted generation
 	old     []seen
 	foreign []seen
+}
+
+// ill tells that the wanted generation is, or was, being stopped since it is
+// unhealthy.
+func ill(status *v1.WorkloadStatus) bool {
+	return status.Phase == v1.Phase_PHASE_STOPPING && status.Reason == reasonUnhealthy
 }
 
 func (d *decider) next() decision {
@@ -168,16 +185,14 @@ func (d *decider) next() decision {
 
 // observe copies what can be seen into the status.
 func (d *decider) observe() {
+	run := d.anyRunning()
+	d.observeHealth(run)
 	d.status.RunningGeneration, d.status.ImageDigest = 0, ""
-	all := d.old
-	if d.current != nil {
-		all = append([]seen{*d.current}, d.old...)
-	}
-	if i := slices.IndexFunc(all, func(s seen) bool { return s.State == Running }); i >= 0 {
-		d.status.RunningGeneration = all[i].Generation
-		d.status.ImageDigest = all[i].ImageDigest
-		d.status.StartedAt = stamp(all[i].StartedAt)
-		d.status.Emulated = all[i].Emulated
+	if run != nil {
+		d.status.RunningGeneration = run.Generation
+		d.status.ImageDigest = run.ImageDigest
+		d.status.StartedAt = stamp(run.StartedAt)
+		d.status.Emulated = run.Emulated
 	}
 	if d.current != nil && d.current.Emulated { // a first start takes long, too
 		d.status.Emulated = true
@@ -285,6 +300,14 @@ func (d *decider) hold() decision {
 	return d.orOld(0)
 }
 
+// depend waits for other workloads, until a wake-up: an older generation goes on
+// serving. Its own volumes stay with it: it is as good as started.
+func (d *decider) depend() decision {
+	d.status.NextStartAt = nil
+	d.show(v1.Phase_PHASE_PENDING, reasonDependency, meanwhile(d.Waits, d.status))
+	return d.orOld(0)
+}
+
 func (d *decider) with(volumes volumesOf, next decision) decision {
 	next.Volumes = volumes
 	return next
@@ -321,6 +344,9 @@ func (d *decider) replace() decision {
 		d.keepFailure()
 		return d.orOld(after)
 	}
+	if d.Waits != "" {
+		return d.depend()
+	}
 	if d.Held != "" {
 		return d.hold()
 	}
@@ -336,11 +362,11 @@ func (d *decider) running() decision {
 	if run := d.runningOld(); run != nil {
 		return d.do(stepStop, run)
 	}
-	text := "running"
-	if d.current.Note != "" {
-		text = d.current.Note
+	if d.sick() {
+		d.show(v1.Phase_PHASE_STOPPING, reasonUnhealthy, unhealthy(d.status))
+		return d.heal(d.current)
 	}
-	d.show(v1.Phase_PHASE_RUNNING, "", text)
+	d.showRunning()
 	d.status.NextStartAt = nil
 	if len(d.old) > 0 {
 		return d.do(stepRemove, &d.old[0])
@@ -348,12 +374,31 @@ func (d *decider) running() decision {
 	if d.status.Failures == 0 {
 		return d.wait(0)
 	}
+	if d.Health.Checked && d.status.Health != v1.HealthState_HEALTH_STATE_HEALTHY {
+		return d.wait(0) // it is not known to be a good run
+	}
 	left := goodRun - d.Now.Sub(d.current.StartedAt)
 	if left <= 0 {
 		d.status.Failures = 0
 		return d.wait(0)
 	}
 	return d.wait(min(left, goodRun))
+}
+
+// showRunning says how it runs; one that was restarted since it was unhealthy says
+// so until it is healthy.
+func (d *decider) showRunning() {
+	restarted := d.status.Reason == reasonUnhealthy && d.status.Health == v1.HealthState_HEALTH_STATE_STARTING
+	reason, text := "", "running"
+	switch {
+	case d.status.Health == v1.HealthState_HEALTH_STATE_UNHEALTHY:
+		reason, text = reasonUnhealthy, "running, but "+unhealthy(d.status)
+	case restarted && d.status.Message != "":
+		reason, text = reasonUnhealthy, d.status.Message
+	case d.current.Note != "":
+		text = d.current.Note
+	}
+	d.show(v1.Phase_PHASE_RUNNING, reason, text)
 }
 
 // ended judges an end of the wanted generation.
@@ -377,7 +422,11 @@ func (d *decider) ended() decision {
 		d.keepFailure()
 		return d.wait(after)
 	}
-	d.show(v1.Phase_PHASE_STARTING, d.status.Reason, "starting again")
+	text := "starting again"
+	if d.status.Reason == reasonUnhealthy {
+		text = d.status.Message
+	}
+	d.show(v1.Phase_PHASE_STARTING, d.status.Reason, text)
 	return d.again()
 }
 
@@ -406,6 +455,9 @@ func (d *decider) lost() decision {
 }
 
 func (d *decider) again() decision {
+	if d.Waits != "" {
+		return d.depend()
+	}
 	if d.Held != "" {
 		return d.hold()
 	}
@@ -417,15 +469,23 @@ func (d *decider) again() decision {
 // account writes an end into the status and sets the next start.
 func (d *decider) account() {
 	c := d.current
-	d.recordEnd(*c)
 	reason, text := cause(c.Observed)
+	unwell := ill(d.status)
+	if unwell {
+		reason, text = reasonUnhealthy, "restarted: "+unhealthy(d.status)
+	}
+	good := c.FinishedAt.Sub(c.StartedAt) >= goodRun
+	if d.was != v1.HealthState_HEALTH_STATE_UNSPECIFIED && d.was != v1.HealthState_HEALTH_STATE_HEALTHY {
+		good = false // one that was healthy before has its failures forgotten already
+	}
+	d.recordEnd(*c)
 	policy := d.Object.GetWorkload().GetSpec().GetRestart()
-	if policy == restartNever || policy == restartOnFail && c.ExitCode == 0 && !c.OOM {
+	if policy == restartNever || policy == restartOnFail && c.ExitCode == 0 && !c.OOM && !unwell {
 		d.status.NextStartAt = nil
 		d.show(v1.Phase_PHASE_EXITED, reason, text)
 		return
 	}
-	if c.FinishedAt.Sub(c.StartedAt) >= goodRun {
+	if good {
 		d.status.Failures = 0
 	}
 	d.status.Failures++
@@ -437,6 +497,7 @@ func (d *decider) recordEnd(s seen) {
 	if s.FinishedAt.IsZero() {
 		return
 	}
+	d.status.Health, d.status.HealthMessage = v1.HealthState_HEALTH_STATE_UNSPECIFIED, ""
 	code := int32(s.ExitCode)
 	d.status.ExitCode = &code
 	d.status.StartedAt, d.status.FinishedAt = stamp(s.StartedAt), stamp(s.FinishedAt)
@@ -478,8 +539,12 @@ func (d *decider) keepFailure() {
 	}
 }
 
-// held tells that a workload waits for a volume.
+// held tells that a workload waits for a volume or another workload.
 func held(status *v1.WorkloadStatus) bool {
+	return heldByVolume(status) || status.Phase == v1.Phase_PHASE_PENDING && status.Reason == reasonDependency
+}
+
+func heldByVolume(status *v1.WorkloadStatus) bool {
 	return status.Phase == v1.Phase_PHASE_PENDING && status.Reason == reasonVolume
 }
 
@@ -504,6 +569,9 @@ func (d *decider) keepOld() decision { return d.orOld(0) }
 
 // orOld waits; meanwhile the generation that served before is kept up.
 func (d *decider) orOld(after time.Duration) decision {
+	if run := d.runningOld(); run != nil && d.sick() {
+		return d.heal(run)
+	}
 	if d.runningOld() != nil || d.Object.GetWorkload().GetSpec().GetRestart() == restartNever {
 		return d.wait(after)
 	}

@@ -54,6 +54,27 @@ func because(reason string) func(*v1.WorkloadStatus) {
 	return func(s *v1.WorkloadStatus) { s.Reason = reason }
 }
 
+func known(state v1.HealthState) func(*v1.WorkloadStatus) {
+	return func(s *v1.WorkloadStatus) {
+		s.Health, s.HealthMessage = state, "exit code 1: no"
+		s.RunningGeneration, s.StartedAt = 1, timestamppb.New(noon.Add(-time.Hour))
+	}
+}
+
+func says(message string) func(*v1.WorkloadStatus) {
+	return func(s *v1.WorkloadStatus) { s.Message = message }
+}
+
+func ranBefore(s *v1.WorkloadStatus) { s.StartedAt = timestamppb.New(noon.Add(-2 * time.Hour)) }
+
+func longRun(s *seen) { s.StartedAt = s.FinishedAt.Add(-time.Hour) }
+
+const (
+	starting = v1.HealthState_HEALTH_STATE_STARTING
+	healthy  = v1.HealthState_HEALTH_STATE_HEALTHY
+	unwell   = v1.HealthState_HEALTH_STATE_UNHEALTHY
+)
+
 func instance(generation uint64, state State, change ...func(*seen)) seen {
 	s := seen{Kind: "Container", Observed: Observed{
 		ID: ID{Name: "web", UID: "u", Generation: generation}, State: state, ImageDigest: "sha256:1", StartedAt: noon.Add(-time.Hour),
@@ -78,6 +99,11 @@ func TestDecide(t *testing.T) {
 	microVM := func(s *seen) { s.Kind = "MicroVM" }
 	held := func(w *world) { w.Held = "waits for volume \"v\"" }
 	freed := func(w *world) { w.Freed = true }
+	waits := func(w *world) { w.Waits = "waits for workload \"db\", which is not declared" }
+	verdict := func(state v1.HealthState, heals bool) func(*world) {
+		return func(w *world) { w.Health = checked{Checked: true, Heals: heals, State: state, Text: "exit code 1: no"} }
+	}
+	sick, well, fresh := verdict(unwell, true), verdict(healthy, true), verdict(0, true)
 	halt := func(w *world) { w.Halt = "volume \"v\" can't be written to" }
 	tests := []struct {
 		name  string
@@ -173,6 +199,37 @@ func TestDecide(t *testing.T) {
 		{"its volume went read-only, the old runs → stop that", declared(2), none, []seen{instance(1, Running)}, halt, "stop 1 STOPPING volume (1 runs)"},
 		{"its volume went read-only, deleted", declared(1, deletedByOperator), image, []seen{instance(1, Running)}, halt, "stop 1 STOPPING (1 runs)"},
 		{"stopped for its volume → wait, whatever the code", declared(1, restart("on-failure"), status(v1.Phase_PHASE_PENDING, tries(1, reasonVolume, time.Second), func(s *v1.WorkloadStatus) { s.FinishedAt = timestamppb.New(noon) })), image, []seen{instance(1, Ended, exit(0, 0))}, nil, "wait PENDING volume 1s"},
+
+		// Health.
+		{"checked, nothing known → starting", declared(1), image, []seen{instance(1, Running)}, fresh, "wait RUNNING"},
+		{"healthy", declared(1), image, []seen{instance(1, Running)}, well, "wait RUNNING"},
+		{"unhealthy → stop", declared(1), image, []seen{instance(1, Running)}, sick, "stop 1 STOPPING unhealthy (1 runs)"},
+		{"unhealthy, only told", declared(1), image, []seen{instance(1, Running)}, verdict(unwell, false), "wait RUNNING unhealthy"},
+		{"unhealthy, known from before", declared(1, status(v1.Phase_PHASE_RUNNING, known(unwell))), image, []seen{instance(1, Running)}, fresh, "stop 1 STOPPING unhealthy (1 runs)"},
+		{"unhealthy was the run before", declared(1, status(v1.Phase_PHASE_RUNNING, known(unwell), ranBefore)), image, []seen{instance(1, Running)}, fresh, "wait RUNNING"},
+		{"stopped since it is unhealthy → back-off", declared(1, status(v1.Phase_PHASE_STOPPING, because(reasonUnhealthy), known(unwell))), image, []seen{instance(1, Ended, exit(143, 0))}, nil, "wait BACK_OFF unhealthy 100ms"},
+		{"… whatever its code", declared(1, restart("on-failure"), status(v1.Phase_PHASE_STOPPING, because(reasonUnhealthy), known(unwell))), image, []seen{instance(1, Ended, exit(0, 0))}, nil, "wait BACK_OFF unhealthy 100ms"},
+		{"… ever more rarely", declared(1, status(v1.Phase_PHASE_STOPPING, tries(3, reasonUnhealthy, -time.Hour), known(unwell))), image, []seen{instance(1, Ended, exit(143, 0), longRun)}, nil, "wait BACK_OFF unhealthy 800ms"},
+		{"… and then start", declared(1, status(v1.Phase_PHASE_BACK_OFF, tries(1, reasonUnhealthy, 0), func(s *v1.WorkloadStatus) { s.FinishedAt = timestamppb.New(noon) })), image, []seen{instance(1, Ended, exit(143, 0))}, nil, "start again 1 STARTING unhealthy"},
+		{"restarted says why", declared(1, status(v1.Phase_PHASE_STARTING, because(reasonUnhealthy), says("restarted: unhealthy"))), image, []seen{instance(1, Running)}, fresh, "wait RUNNING unhealthy"},
+		{"until it is healthy", declared(1, status(v1.Phase_PHASE_RUNNING, because(reasonUnhealthy), says("restarted: unhealthy"))), image, []seen{instance(1, Running)}, well, "wait RUNNING"},
+		{"stopped since it is unhealthy, lost with the machine → start", declared(1, status(v1.Phase_PHASE_STOPPING, because(reasonUnhealthy), known(unwell))), image, []seen{instance(1, Ended)}, nil, "start again 1 STARTING machine"},
+		{"a long run that was never healthy is no good run", declared(1, status(v1.Phase_PHASE_RUNNING, tries(3, "", -time.Hour), known(starting))), image, []seen{instance(1, Ended, exit(1, 0), longRun)}, nil, "wait BACK_OFF exit 800ms"},
+		{"a long run that was healthy is", declared(1, status(v1.Phase_PHASE_RUNNING, tries(3, "", -time.Hour), known(healthy))), image, []seen{instance(1, Ended, exit(1, 0), longRun)}, nil, "wait BACK_OFF exit 100ms"},
+		{"failures are kept while it starts", declared(1, status(v1.Phase_PHASE_RUNNING, tries(3, "", -time.Hour))), image, []seen{instance(1, Running)}, fresh, "wait RUNNING"},
+		{"the old serves and is unhealthy → stop", declared(2, status(v1.Phase_PHASE_FAILED, tries(1, reasonImage, time.Second))), none, []seen{instance(1, Running)}, sick, "stop 1 FAILED image (1 runs)"},
+		{"unhealthy, stopped by an operator", declared(2, stoppedByOperator), image, []seen{instance(1, Running)}, sick, "stop 1 STOPPING operator (1 runs)"},
+
+		// Dependencies.
+		{"depends: prepared meanwhile", declared(1), image, nil, waits, "prepare 1 STARTING"},
+		{"depends: waits", declared(1), image, []seen{instance(1, Prepared)}, waits, "wait PENDING dependency"},
+		{"depends no more → start", declared(1, status(v1.Phase_PHASE_PENDING, because(reasonDependency))), image, []seen{instance(1, Prepared)}, nil, "start 1 STARTING"},
+		{"depends: the old serves", declared(2), image, []seen{instance(2, Prepared), instance(1, Running)}, waits, "wait PENDING dependency (1 runs)"},
+		{"depends: what runs goes on", declared(1), image, []seen{instance(1, Running)}, waits, "wait RUNNING"},
+		{"depends after an end", declared(1, status(v1.Phase_PHASE_BACK_OFF, tries(1, reasonExit, 0), func(s *v1.WorkloadStatus) { s.FinishedAt = timestamppb.New(noon) })), image, []seen{instance(1, Ended, exit(1, 0))}, waits, "wait PENDING dependency"},
+		{"depends no more after an end", declared(1, status(v1.Phase_PHASE_PENDING, because(reasonDependency), func(s *v1.WorkloadStatus) { s.FinishedAt = timestamppb.New(noon) })), image, []seen{instance(1, Ended, exit(1, 0))}, nil, "start again 1 STARTING dependency"},
+		{"depends after a loss of power", declared(1, status(v1.Phase_PHASE_RUNNING)), image, []seen{instance(1, Ended)}, waits, "wait PENDING dependency"},
+		{"still depends after it", declared(1, status(v1.Phase_PHASE_PENDING, because(reasonDependency))), image, []seen{instance(1, Ended)}, func(w *world) { waits(w); w.Served = 1 }, "wait PENDING dependency"},
 
 		// Operator.
 		{"stop → stop what runs", declared(2, stoppedByOperator), image, []seen{instance(1, Running)}, nil, "stop 1 STOPPING operator (1 runs)"},

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	v1 "capsule/api/capsule/v1"
+	"capsule/internal/health"
 	"capsule/internal/image"
 	"capsule/internal/network"
 	"capsule/internal/reconcile"
@@ -80,6 +81,7 @@ type Loop struct {
 	served  *served
 	ports   *ports
 	pulls   chan struct{}
+	prober  *health.Prober
 
 	mu       sync.Mutex
 	memory   map[string]*memory
@@ -101,13 +103,15 @@ type memory struct {
 	replaced    bool // an older generation was stopped for the wanted one
 	// kept are the volumes that were left to it when others were last released;
 	// nil when it may hold more since.
-	kept  []string
-	freed atomic.Bool // a volume of its may be better than when a start failed
+	kept   []string
+	freed  atomic.Bool // a volume of its may be better than when a start failed
+	looked atomic.Bool // its status was written, or found right, by this daemon
 
 	mu         sync.Mutex
 	halting    string             // why it is to be stopped because of a volume
 	generation uint64             // newest that was declared
 	abandon    context.CancelFunc // of a pull that runs
+	dependsOn  []string           // workloads whose changes it is to be woken by
 }
 
 // NewLoop makes a loop; Run makes it work.
@@ -126,6 +130,7 @@ func NewLoop(opts LoopOptions) *Loop {
 	for kind, driver := range opts.Drivers {
 		l.listers[kind] = &lister{kind: kind, driver: driver}
 	}
+	l.prober = health.NewProber(l.Wake)
 	l.queue = reconcile.New(reconcile.Options{
 		Workers: opts.Workers, BackoffMin: backoffMin, BackoffMax: backoffMax, Keys: l.keys,
 	}, l.reconcile)
@@ -147,6 +152,7 @@ func (l *Loop) Run(ctx context.Context) error {
 	l.cancel, l.done = cancel, make(chan struct{})
 	l.mu.Unlock()
 	defer close(l.done)
+	defer l.prober.Close()
 
 	if err := l.expect(ctx); err != nil {
 		return err
@@ -246,9 +252,13 @@ func (l *Loop) watch(ctx context.Context) {
 			return // the full pass goes on
 		}
 		for c := range changes {
-			if c.Object.GetWorkload() != nil && (c.Deleted || l.declared(c.Object.Meta)) {
+			if c.Object.GetWorkload() == nil {
+				continue
+			}
+			if c.Deleted || l.declared(c.Object.Meta) {
 				l.Wake(c.Object.Meta.Name)
 			}
+			l.wakeDependents(c.Object.Meta.Name)
 		}
 		select {
 		case <-ctx.Done():
@@ -285,6 +295,7 @@ func (l *Loop) remember(name string) *memory {
 }
 
 func (l *Loop) forget(name string) {
+	l.prober.Drop(name)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.memory, name)
@@ -340,6 +351,7 @@ func (l *Loop) once(ctx context.Context, name string) (after time.Duration, more
 		d.Status.Message = old.Message // it may say what the last try was stuck on
 	}
 	networkErr := l.connect(ctx, obj, m, d, seen)
+	l.watchHealth(ctx, obj, m, d, seen)
 	if networkErr != nil && d.Status.Phase == v1.Phase_PHASE_RUNNING {
 		d.Status.Message = "running, but: " + networkErr.Error()
 	}
@@ -402,6 +414,10 @@ func (l *Loop) world(ctx context.Context, obj *v1.Object, m *memory, found []see
 	if w.Freed {
 		w.OldRetry = time.Time{}
 	}
+	w.Health = l.health(ctx, obj, before, found)
+	if w.Waits, err = l.waits(obj, m); err != nil {
+		return world{}, err
+	}
 	for _, s := range found {
 		if s.UID == obj.Meta.Uid && s.Generation == obj.Meta.Generation {
 			w.ImageLocal = true // it was prepared from it
@@ -435,6 +451,7 @@ func (l *Loop) save(obj *v1.Object, m *memory, status *v1.WorkloadStatus) error 
 	status.Warnings = warnings(status, m.warnings)
 	old := obj.GetWorkload().GetStatus()
 	if proto.Equal(old, status) {
+		l.looked(obj.Meta.Name, m)
 		return nil
 	}
 	if status.Emulated && !old.GetEmulated() {
@@ -442,9 +459,10 @@ func (l *Loop) save(obj *v1.Object, m *memory, status *v1.WorkloadStatus) error 
 			return fmt.Errorf("write event of workload %q: %w", obj.Meta.Name, err)
 		}
 	}
-	if err := l.opts.Store.PutStatus(obj.Meta.Uid, status); err != nil {
+	if err := l.opts.Store.PutStatus(obj.Meta.Uid, status, happenings(old, status)...); err != nil {
 		return fmt.Errorf("write status of workload %q: %w", obj.Meta.Name, err)
 	}
+	l.looked(obj.Meta.Name, m)
 	return nil
 }
 

@@ -33,13 +33,14 @@ type runtime struct {
 	calls  []string
 	fails  map[string]error // by verb
 	events chan string
+	says   map[string]string // why checks fail, by workload
 	// Of the second kind: the first, which keeps the calls of both in order.
 	first    *runtime
 	emulated bool
 }
 
 func newRuntime() *runtime {
-	return &runtime{have: map[ID]*Observed{}, fails: map[string]error{}, events: make(chan string)}
+	return &runtime{have: map[ID]*Observed{}, fails: map[string]error{}, says: map[string]string{}, events: make(chan string)}
 }
 
 func (r *runtime) do(verb string, id ID, fn func()) error {
@@ -182,11 +183,15 @@ func (c *cache) Get(_ context.Context, ref string) (image.Image, error) {
 	if !c.local[ref] {
 		return image.Image{}, fmt.Errorf("image %q: %w", ref, errdefs.ErrNotFound)
 	}
+	var check *v1.Health
+	if strings.HasPrefix(ref, "checked") {
+		check = &v1.Health{Exec: []string{"/check"}}
+	}
 	cfg := ocispec.ImageConfig{Cmd: []string{"/serve"}, StopSignal: "SIGINT"}
 	if ref == "bare" {
 		cfg.Cmd = nil
 	}
-	return image.Image{Name: ref, Digest: "sha256:" + ref, Config: cfg}, nil
+	return image.Image{Name: ref, Digest: "sha256:" + ref, Config: cfg, Health: check}, nil
 }
 
 func (c *cache) Pull(ctx context.Context, ref string, progress func(done, total int64)) (image.Image, error) {

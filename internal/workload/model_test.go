@@ -27,6 +27,8 @@ type model struct {
 	damaged  bool            // the volume can't be mounted
 	freed    bool
 	halting  string
+	waits    bool      // for another workload
+	sickRun  time.Time // start of the run that is unhealthy
 	trace    []string
 }
 
@@ -103,11 +105,19 @@ func (m *model) change(op byte) {
 		if m.freed = !m.damaged; m.damaged && m.holder == us {
 			m.halting = "it can't be written to"
 		}
+	case 17: // what it depends on comes or goes
+		m.waits = !m.waits
+	case 18: // what runs is unhealthy
+		for _, s := range m.have {
+			if s.State == Running {
+				m.sickRun = s.StartedAt
+			}
+		}
 	}
 }
 
 // ops that change knows.
-const ops = 17
+const ops = 19
 
 // op is one byte of a fuzz input: what happens, and how many steps are taken
 // then.
@@ -143,6 +153,15 @@ func (m *model) step() (wait time.Duration, waits bool) {
 		m.halting = ""
 	}
 	w := world{Object: m.obj, Seen: slices.Clone(m.have), ImageLocal: m.local[image], Available: true, Served: m.served, OldRetry: m.oldRetry, Freed: m.freed, Halt: m.halting, Now: m.now}
+	w.Health = checked{Checked: true, Heals: true, State: healthy}
+	for _, s := range m.have {
+		if s.State == Running && s.StartedAt.Equal(m.sickRun) {
+			w.Health.State = unwell
+		}
+	}
+	if m.waits {
+		w.Waits = "another is away"
+	}
 	d := m.next(w)
 	m.trace = append(m.trace, show(d))
 	m.obj.GetWorkload().Status = d.Status
@@ -159,6 +178,9 @@ func (m *model) step() (wait time.Duration, waits bool) {
 		})
 	case stepStart:
 		m.mayStart(d.Step.ID)
+		if m.waits {
+			m.fail("starts before what it depends on")
+		}
 		if !m.mount(d.Step.ID) {
 			m.obj.GetWorkload().Status = heldUp(d.Status, "fails", true, m.now)
 			break
@@ -172,10 +194,16 @@ func (m *model) step() (wait time.Duration, waits bool) {
 			m.have[i].State, m.have[i].StartedAt = Running, m.now
 		}
 	case stepStop:
-		if !d.Step.Halt {
+		i := m.find(d.Step.ID)
+		switch {
+		case d.Step.Heal && !m.have[i].StartedAt.Equal(m.sickRun):
+			m.fail("stops what is healthy as unhealthy")
+		case d.Step.Heal && d.Step.ID.Generation != m.obj.Meta.Generation:
+			m.oldTries++
+			m.oldRetry = m.now.Add(delay(retryMin, m.oldTries))
+		case !d.Step.Heal && !d.Step.Halt:
 			m.mayStop(d.Step.ID)
 		}
-		i := m.find(d.Step.ID)
 		m.have[i].State, m.have[i].ExitCode, m.have[i].FinishedAt = Ended, 143, m.now
 		if d.Step.Halt {
 			m.halted(d, m.have[i])
@@ -325,7 +353,7 @@ func (m *model) settle() {
 	for range 40 {
 		wait, waits := time.Duration(0), false
 		for i := 0; !waits; i++ {
-			if i > 60 {
+			if i > 80 { // each op may have left an instance to remove
 				m.fail("does not come to rest")
 			}
 			wait, waits = m.step()
@@ -365,6 +393,13 @@ func (m *model) check() {
 		if count > 0 || phase != v1.Phase_PHASE_STOPPED || m.holder == us {
 			m.fail("is not stopped, or holds the volume")
 		}
+	case generation != 0 && m.find(ID{"web", m.obj.Meta.Uid, generation}) >= 0 && m.have[m.find(ID{"web", m.obj.Meta.Uid, generation})].StartedAt.Equal(m.sickRun):
+		m.fail("what is unhealthy runs on")
+	case m.waits && count > 0 && generation == m.obj.Meta.Generation: // since before
+	case m.waits:
+		if good := m.obj.GetWorkload().Spec.Image == goodImage; good && phase != v1.Phase_PHASE_PENDING || phase == v1.Phase_PHASE_RUNNING {
+			m.fail("does not wait for what it depends on")
+		}
 	case mounts && m.damaged: // tried again and again
 		if m.mounts[generation] {
 			m.fail("runs with a volume that is damaged")
@@ -394,6 +429,9 @@ func FuzzDecide(f *testing.F) {
 		op(0, 0), op(0, 0) + op(2, 2) + op(10, 2), op(0, 3) + op(3, 3) + op(8, 3), op(0, 3) + op(5, 3) + op(10, 0) + op(6, 0),
 		op(0, 0) + op(7, 2) + op(0, 0), op(0, 5) + op(4, 5) + op(11, 5) + op(0, 0), op(0, 3) + op(8, 2) + op(8, 2) + op(13, 0) + op(12, 0),
 		op(2, 0) + op(5, 0) + op(6, 0) + op(7, 2) + op(1, 0) + op(11, 0),
+		// Unhealthy, and waiting for another.
+		op(0, 9) + op(18, 9) + op(18, 1) + op(10, 0), op(17, 0) + op(0, 9) + op(17, 9), op(0, 9) + op(17, 0) + op(18, 9) + op(17, 9) + op(18, 1),
+		op(0, 9) + op(2, 9) + op(18, 9) + op(18, 9), op(17, 0) + op(14, 9) + op(15, 9) + op(17, 0) + op(11, 9) + op(17, 9), op(0, 9) + op(18, 1) + op(5, 1) + op(6, 9),
 		// Volumes: had, lost, damaged.
 		op(14, 9) + op(15, 9) + op(0, 9), op(15, 0) + op(14, 9) + op(15, 9), op(0, 9) + op(15, 0) + op(14, 9) + op(8, 9) + op(15, 9),
 		op(14, 9) + op(16, 9) + op(16, 9), op(14, 9) + op(5, 9) + op(15, 0) + op(6, 9) + op(15, 9), op(14, 9) + op(16, 1) + op(0, 9) + op(10, 3) + op(16, 1),

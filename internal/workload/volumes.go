@@ -204,7 +204,7 @@ func keeps(status *v1.WorkloadStatus, obj, before *v1.Object, found []seen) (kee
 		return keep, true
 	}
 	var mounts []*v1.Mount
-	if waits := held(status) && status.NextStartAt == nil; !waits {
+	if waits := heldByVolume(status) && status.NextStartAt == nil; !waits {
 		mounts = append(mounts, mountsOf(obj)...)
 	}
 	if served {

@@ -28,12 +28,23 @@
 //	   gone ◀──(forget)◀──(remove)◀──(stop)── STOPPING ◀──delete, any state
 //
 // PENDING: accepted, not looked at yet; or held, with the reason "volume": it
-// waits for a volume, before it is prepared or started. PULLING: its image is fetched; only
+// waits for a volume, before it is prepared or started; or with the reason
+// "dependency": it waits for another workload, before it is started. PULLING: its image is fetched; only
 // when the reference is not local, so a moved tag needs a new reference or an
 // image push. STARTING: its instance is made or started. RUNNING: it runs.
 // BACK_OFF: it ended and waits for its next start. EXITED: it ended for good.
 // FAILED: it can't be made or started; the message says why. STOPPING,
 // STOPPED: by an operator, through restarts of daemon and machine.
+//
+// What runs is checked by package health, where it has a check: STARTING, HEALTHY,
+// UNHEALTHY are told beside the phase, of the very run that is RUNNING. What is
+// unhealthy, and is to be restarted then, is stopped, and its end judged as a
+// failure:
+//
+//	RUNNING ──unhealthy──▶ STOPPING, reason "unhealthy" ──(stop)──▶ BACK_OFF
+//
+// That it was is known by that reason alone, so that a cut between the stop and
+// the judgement loses nothing. A run with a check is good when it was healthy.
 //
 // A workload holds the volumes that it mounts from before its instance is made
 // until it is stopped, has ended for good, or mounts them no more and nothing of

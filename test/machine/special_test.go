@@ -114,7 +114,7 @@ func health(docker bool) func(testing.TB, string) []byte {
 	return func(t testing.TB, name string) []byte {
 		i := ready(t)
 		i.Docker = docker
-		i.Extra = map[string]any{"Healthcheck": map[string]any{"Test": []string{"CMD", "/payload", "false"}, "Interval": 0}}
+		i.Extra = map[string]any{"Healthcheck": map[string]any{"Test": []string{"CMD", "/payload", "false"}, "Interval": 1e9, "Timeout": 0, "Retries": 2}}
 		return imagetest.OCI(i, name)
 	}
 }
