@@ -129,11 +129,19 @@ func (m *machine) Info() *capsulev1.InfoResponse {
 	for _, a := range up.Addresses {
 		info.Addresses = append(info.Addresses, a.String())
 	}
-	var st unix.Statfs_t
-	if err := unix.Statfs("/perm", &st); err == nil && m.normal() {
-		info.PermTotal, info.PermFree = st.Blocks*uint64(st.Bsize), st.Bavail*uint64(st.Bsize)
+	if m.normal() {
+		info.PermTotal, info.PermFree = permSpace()
 	}
 	return info
+}
+
+// permSpace gives bytes; zeros when they can't be read.
+func permSpace() (total, free uint64) {
+	var st unix.Statfs_t
+	if err := unix.Statfs("/perm", &st); err != nil {
+		return 0, 0
+	}
+	return st.Blocks * uint64(st.Bsize), st.Bavail * uint64(st.Bsize)
 }
 
 func (m *machine) idFile() string {

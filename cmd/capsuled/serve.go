@@ -119,6 +119,8 @@ func serve(ctx context.Context) error {
 		go m.watchDisks(life, d.installer)
 	}
 	if m.normal() {
+		d.noteStart()
+		go d.watchMachine(life)
 		go d.watchUpdate(life)
 		go d.keepVolumes(life)
 		go func() {
@@ -134,13 +136,14 @@ func serve(ctx context.Context) error {
 	silenced := make(chan struct{})
 	go func() { defer close(silenced); repeat(life, "discovery", d.found.Run) }()
 	go repeat(life, "clock", func(ctx context.Context) error {
-		return clock.Run(ctx, clock.Options{Servers: m.timeServers, OnSync: func() { m.update(func(*shown) {}) }})
+		return clock.Run(ctx, clock.Options{Servers: m.timeServers, OnSync: func() { m.update(func(*shown) {}) }, OnStep: d.noteStep})
 	})
 	select {
 	case err := <-failed:
 		return err // process 1 starts this role anew
 	case <-ctx.Done():
 	}
+	d.note("going-down", "goes down in order: its workloads are stopped")
 	d.stopWorkloads(life)
 	finish(srv)
 	d.closeAudit()

@@ -59,13 +59,7 @@ func sinceBegun(begun string) func() time.Duration {
 // noteUpdate keeps what became of an update where operators look for events.
 func (d *daemon) noteUpdate(kind, text string) {
 	slog.Info("update", "event", kind, "text", text)
-	if !d.machine.normal() {
-		return
-	}
-	capsule := &capsulev1.Object{Meta: &capsulev1.Meta{Kind: "Capsule", Name: d.machine.name}}
-	if err := d.store.Note(capsule, kind, text); err != nil {
-		slog.Error("keep event", "error", err)
-	}
+	d.note(kind, text)
 }
 
 // watchUpdate watches a tentative system until it's confirmed or rolled back, and

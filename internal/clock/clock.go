@@ -121,6 +121,8 @@ type Options struct {
 	Servers func() []string // asked before each round; empty means DefaultServers
 	OnSync  func()          // called once, after the first answer has set the clock
 	Saved   string          // SavedFile when empty
+	// OnStep is called when the clock was set by so much, and not slewed.
+	OnStep func(offset time.Duration, server string)
 
 	adjust func(time.Duration) error // the machine's clock when nil
 }
@@ -140,6 +142,9 @@ func Run(ctx context.Context, o Options) error {
 		server, answer, err := query(ctx, servers(o.Servers))
 		if err == nil {
 			err = o.adjust(answer.ClockOffset)
+		}
+		if err == nil && answer.ClockOffset.Abs() > stepAbove && o.OnStep != nil {
+			o.OnStep(answer.ClockOffset, server)
 		}
 		first := note(server, answer, err)
 		wait := poll

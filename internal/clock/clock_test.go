@@ -128,18 +128,19 @@ func TestRun(t *testing.T) {
 	good := serveTime(t, time.Hour)
 	saved := filepath.Join(t.TempDir(), "clock")
 	ctx, cancel := context.WithCancel(t.Context())
-	var offset time.Duration
+	var offset, step time.Duration
 	err := Run(ctx, Options{
 		Servers: func() []string { return []string{dead, good} },
 		OnSync:  cancel,
+		OnStep:  func(d time.Duration, _ string) { step = d },
 		Saved:   saved,
 		adjust:  func(d time.Duration) error { offset = d; return nil },
 	})
 	if !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
-	if (offset - time.Hour).Abs() > time.Second {
-		t.Errorf("corrected by %v, want an hour", offset)
+	if (offset-time.Hour).Abs() > time.Second || step != offset {
+		t.Errorf("corrected by %v, told of %v, want an hour", offset, step)
 	}
 	if s := Now(); !s.Synced || s.Server != good || s.Err != "" {
 		t.Errorf("%+v", s)

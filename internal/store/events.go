@@ -87,7 +87,7 @@ func (s *Store) Note(obj *v1.Object, kind, text string) error {
 // NoteChange keeps an event about the machine or the like, which is no object,
 // unless the newest of its type among the last events says the same.
 func (s *Store) NoteChange(obj *v1.Object, kind, text string) error {
-	return s.update(func(tx *bolt.Tx) ([]Change, error) {
+	err := s.update(func(tx *bolt.Tx) ([]Change, error) {
 		said := message(obj, text)
 		b := tx.Bucket(bucketEvents)
 		_, newest := event.Kept(b)
@@ -98,13 +98,17 @@ func (s *Store) NoteChange(obj *v1.Object, kind, text string) error {
 		for i := len(all) - 1; i >= 0; i-- {
 			if e := all[i]; e.GetKind() == obj.Meta.Kind && e.GetType() == kind {
 				if e.GetMessage() == said {
-					return nil, nil
+					return nil, ErrUnchanged // nothing is written
 				}
 				break
 			}
 		}
 		return nil, noteText(tx, obj, kind, text)
 	})
+	if errors.Is(err, ErrUnchanged) {
+		return nil
+	}
+	return err
 }
 
 // note appends the event of a change of obj.

@@ -98,6 +98,7 @@ type memory struct {
 	attached    bool
 	attachment  network.Attachment
 	warnings    []string
+	told        told // events of late
 	oldRetry    time.Time
 	oldFailures uint32
 	replaced    bool // an older generation was stopped for the wanted one
@@ -459,7 +460,11 @@ func (l *Loop) save(obj *v1.Object, m *memory, status *v1.WorkloadStatus) error 
 			return fmt.Errorf("write event of workload %q: %w", obj.Meta.Name, err)
 		}
 	}
-	if err := l.opts.Store.PutStatus(obj.Meta.Uid, status, happenings(old, status)...); err != nil {
+	if m.told == nil {
+		m.told = told{}
+	}
+	events := append(m.told.news(old, status, time.Now()), happenings(old, status)...)
+	if err := l.opts.Store.PutStatus(obj.Meta.Uid, status, events...); err != nil {
 		return fmt.Errorf("write status of workload %q: %w", obj.Meta.Name, err)
 	}
 	l.looked(obj.Meta.Name, m)

@@ -1,0 +1,68 @@
+package workload
+
+import (
+	"fmt"
+	"time"
+
+	v1 "capsule/api/capsule/v1"
+	"capsule/internal/store"
+)
+
+// toldAgain is how often the same thing of a workload is an event: one that ends
+// every few minutes for weeks must not drive all else out of the ring.
+const toldAgain = time.Hour
+
+// told is what was last made an event, by type.
+type told map[string]struct {
+	text string
+	at   time.Time
+}
+
+// news is what of a change of status is to be told; a restart of the daemon
+// changes none, and so tells nothing.
+func (t told) news(old, status *v1.WorkloadStatus, now time.Time) (list []store.Happening) {
+	for _, h := range happened(old, status) {
+		last, known := t[h.Type]
+		since := now.Sub(last.at)
+		if known && last.text == h.Text && since >= 0 && since < toldAgain {
+			continue
+		}
+		last.text, last.at = h.Text, now
+		t[h.Type] = last
+		list = append(list, h)
+	}
+	return list
+}
+
+// happened are the turns of a workload's life, by its status before and after: it
+// runs, it ended, it can't run.
+func happened(old, status *v1.WorkloadStatus) (list []store.Happening) {
+	if at := status.GetFinishedAt(); at != nil && !at.AsTime().Equal(old.GetFinishedAt().AsTime()) {
+		list = append(list, ended(status))
+	}
+	runs := func(s *v1.WorkloadStatus) bool {
+		return s.GetPhase() == v1.Phase_PHASE_RUNNING && s.GetRunningGeneration() == s.GetGeneration()
+	}
+	again := !status.GetStartedAt().AsTime().Equal(old.GetStartedAt().AsTime()) || status.GetGeneration() != old.GetGeneration()
+	if runs(status) && (again || !runs(old)) {
+		list = append(list, store.Happening{Type: "running", Text: fmt.Sprintf("runs, generation %d", status.GetGeneration())})
+	}
+	if broken := status.GetPhase() == v1.Phase_PHASE_FAILED; broken && (old.GetPhase() != v1.Phase_PHASE_FAILED || old.GetMessage() != status.GetMessage()) {
+		list = append(list, store.Happening{Type: "failed", Text: status.GetMessage()})
+	}
+	return list
+}
+
+func ended(status *v1.WorkloadStatus) store.Happening {
+	h := store.Happening{Type: "ended", Text: fmt.Sprintf("ended with exit code %d", status.GetExitCode())}
+	switch status.GetPhase() {
+	case v1.Phase_PHASE_BACK_OFF, v1.Phase_PHASE_EXITED: // with the cause of its end
+		h.Text = status.GetMessage()
+	case v1.Phase_PHASE_STOPPED, v1.Phase_PHASE_STOPPING:
+		h.Text += ", as an operator stopped it"
+	}
+	if status.GetReason() == reasonOOM {
+		h.Type = "oom"
+	}
+	return h
+}
