@@ -35,6 +35,7 @@ type client struct {
 	updates   capsulev1.UpdateServiceClient
 	capsule   capsulev1.CapsuleServiceClient
 	events    capsulev1.EventServiceClient
+	stats     capsulev1.StatsServiceClient
 }
 
 // dial gives the connection to the capsule that is meant, made once.
@@ -79,6 +80,7 @@ func (a *app) dial() (*client, error) {
 		updates:   capsulev1.NewUpdateServiceClient(conn),
 		capsule:   capsulev1.NewCapsuleServiceClient(conn),
 		events:    capsulev1.NewEventServiceClient(conn),
+		stats:     capsulev1.NewStatsServiceClient(conn),
 	}
 	return a.client, nil
 }

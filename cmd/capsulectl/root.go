@@ -90,7 +90,7 @@ func newRootCommand(a *app) *cobra.Command {
 		return nil
 	}
 	root.AddCommand(
-		newApplyCommand(a), newGetCommand(a), newDeleteCommand(a), newEventsCommand(a), newWorkloadCommand(a), newCopyCommand(a),
+		newApplyCommand(a), newGetCommand(a), newDeleteCommand(a), newEventsCommand(a), newTopCommand(a), newWorkloadCommand(a), newCopyCommand(a),
 		newVolumeCommand(a), newImageCommand(a), newRegistryCommand(a), newCapsuleCommand(a), newReleaseCommand(a), newContextCommand(a), newInstallCommand(a), newDiscoverCommand(a), newClaimCommand(a), newAccessCommand(a), newLabCommand(a),
 		newVersionCommand(a), newDocsCommand(),
 	)

@@ -226,6 +226,27 @@ func (u *ui) table(columns []string, rows [][]string) error {
 	return nil
 }
 
+// screen shows a table over what the terminal showed, as far as it has lines.
+func (u *ui) screen(v view) error {
+	var text bytes.Buffer
+	if err := (&ui{out: &text}).table(v.columns, v.rows); err != nil {
+		return err
+	}
+	lines := strings.Split(strings.TrimSuffix(text.String(), "\n"), "\n")
+	width, height, err := term.GetSize(int(os.Stdout.Fd()))
+	if err == nil && height > 1 && len(lines) > height-1 {
+		lines = lines[:height-1]
+	}
+	for i, line := range lines {
+		if runes := []rune(line); err == nil && width > 1 && len(runes) > width {
+			lines[i] = string(runes[:width])
+		}
+	}
+	// From the top, each line to its end, then the rest: nothing flickers.
+	u.printf("\x1b[H%s\x1b[K\x1b[J", strings.Join(lines, "\x1b[K\r\n"))
+	return nil
+}
+
 // phaseColours are painted over a finished table, where they can't shift it.
 var phaseColours = map[string]string{
 	"running": green, "failed": red, "back-off": yellow, "pulling": yellow, "starting": yellow,

@@ -88,6 +88,14 @@ func (p patientRuntime) Running(ctx context.Context, name string) (workload.ID, 
 	return p.d.loop.Load().Running(ctx, name)
 }
 
+// AllRunning before the loop runs are none: whoever samples asks again.
+func (p patientRuntime) AllRunning(ctx context.Context) (map[string]workload.RunningInstance, error) {
+	if loop := p.d.loop.Load(); loop != nil {
+		return loop.AllRunning(ctx)
+	}
+	return nil, nil
+}
+
 // Wake before the loop runs is not lost: it looks at all workloads first.
 func (p patientRuntime) Wake(name string) {
 	if loop := p.d.loop.Load(); loop != nil {

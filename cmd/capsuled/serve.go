@@ -285,6 +285,7 @@ func (d *daemon) newServer(id *identity.Identity) (*grpc.Server, error) {
 		d.volumes = volume.New(volume.Options{Store: d.store, Content: d.images, Freed: d.freed, Log: slog.Default()})
 		d.openAudit()
 		o.Audit = d.audit
+		o.Traffic = d.traffic
 		o.Registries, o.Images, o.Runtime, o.Volumes = book, patientImages{d.images, d}, patientRuntime{d}, patientVolumes{d.volumes, d}
 	}
 	return server.New(o)
@@ -407,6 +408,15 @@ func (d *daemon) upstreams(s uplink.State) {
 	if err := errors.Join(n.SetUpstreams(append([]netip.Addr{}, s.DNS...)), n.SetDomain(s.Domain), n.SetLAN(lan)); err != nil {
 		slog.Error("tell workloads of the uplinks", "error", err)
 	}
+}
+
+// traffic of workloads, once there is a network of theirs.
+func (d *daemon) traffic() (map[string]network.Traffic, error) {
+	n := d.network.Load()
+	if n == nil {
+		return nil, nil
+	}
+	return n.Traffic()
 }
 
 // announce tells process 1 that all works, which makes this version the good one.

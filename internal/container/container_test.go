@@ -145,6 +145,7 @@ func TestDriver(t *testing.T) {
 		Neighbour: func(t *testing.T, name string) *drivertest.Neighbour {
 			return drivertest.NewNeighbour(t, t.TempDir(), name)
 		},
+		CountsIO:       true,
 		Kind:           instance.Container,
 		Volume:         folder,
 		Pool:           pool(),

@@ -19,11 +19,12 @@ func (d *Driver) Stats(ctx context.Context, id workload.ID) (workload.Stats, err
 	if _, _, err := d.running(ctx, id); err != nil {
 		return workload.Stats{}, err
 	}
-	use, err := d.cgroup(id.Name).Use()
-	if err != nil {
+	use, err1 := d.cgroup(id.Name).Use()
+	read, written, err2 := d.cgroup(id.Name).IO()
+	if err := errors.Join(err1, err2); err != nil {
 		return workload.Stats{}, fmt.Errorf("read use of workload %q: %w", id.Name, err)
 	}
-	return workload.Stats{MemoryBytes: use.Memory, CPUTime: use.CPU, PIDs: use.PIDs}, nil
+	return workload.Stats{MemoryBytes: use.Memory, CPUTime: use.CPU, PIDs: use.PIDs, DiskRead: read, DiskWritten: written}, nil
 }
 
 // root opens the file system of a running instance as its processes see it.

@@ -49,6 +49,8 @@ type Env struct {
 	// Filtered tells that the payload runs under a filter of system calls; the
 	// wall of another kind stands elsewhere.
 	Filtered bool
+	// CountsIO tells that each instance has a control group, on a kernel that counts.
+	CountsIO bool
 	// LogRoot is the folder for log folders.
 	LogRoot string
 	// RestartRuntime ends the runtime's daemon by force, calls a function and

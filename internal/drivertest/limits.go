@@ -11,6 +11,7 @@ func (s *suite) limits(t *testing.T) {
 	t.Run("IO-05 over the memory limit", s.outOfMemory)
 	t.Run("under the memory limit", s.enoughMemory)
 	t.Run("use", s.use)
+	t.Run("use of disks", s.useOfDisks)
 }
 
 func (s *suite) outOfMemory(t *testing.T) {
@@ -53,5 +54,22 @@ func (s *suite) use(t *testing.T) {
 	}
 	if st.MemoryBytes < 32<<20 || st.MemoryBytes > 128<<20 || st.PIDs == 0 || st.PIDs > 50 || st.CPUTime <= 0 || st.CPUTime > time.Hour {
 		t.Errorf("%+v", st)
+	}
+}
+
+// What a workload writes through counts once, whatever lies between it and the disk.
+func (s *suite) useOfDisks(t *testing.T) {
+	if !s.CountsIO {
+		t.Skip("SKIPPED: instances have no control group of their own here")
+	}
+	in := s.instance("fill", "/file", "8", "then", "print", "filled", "then", "sleep", "10h")
+	s.start(t, in)
+	s.printed(t, in, "filled")
+	st, err := s.driver.Stats(t.Context(), in.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if st.DiskWritten < 8<<20 || st.DiskWritten > 24<<20 {
+		t.Errorf("%d bytes written of 8 MiB", st.DiskWritten)
 	}
 }

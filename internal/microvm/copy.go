@@ -11,6 +11,7 @@ import (
 
 	guestv1 "capsule/api/capsule/guest/v1"
 	capsulev1 "capsule/api/capsule/v1"
+	"capsule/internal/cgroup"
 	"capsule/internal/workload"
 )
 
@@ -90,6 +91,13 @@ func (d *Driver) Stats(ctx context.Context, id workload.ID) (workload.Stats, err
 	}
 	st, err := m.agent.stats(ctx, d.pace.call)
 	if err != nil {
+		return workload.Stats{}, fmt.Errorf("read use of workload %q: %w", id.Name, err)
+	}
+	if d.opts.Cgroup == "" {
+		return st, nil
+	}
+	// What goes to the disks is not the guest's to tell.
+	if st.DiskRead, st.DiskWritten, err = cgroup.Group(d.cgroup(id.Name)).IO(); err != nil {
 		return workload.Stats{}, fmt.Errorf("read use of workload %q: %w", id.Name, err)
 	}
 	return st, nil

@@ -23,6 +23,7 @@ import (
 	"capsule/internal/identity"
 	"capsule/internal/image"
 	"capsule/internal/logs"
+	"capsule/internal/network"
 	"capsule/internal/store"
 	"capsule/internal/version"
 )
@@ -52,6 +53,8 @@ type Options struct {
 	Registries *image.RegistryBook
 	Runtime    Runtime
 	Volumes    Volumes
+	// Traffic of workloads over their links, by name; nil where none is counted.
+	Traffic func() (map[string]network.Traffic, error)
 	// Updates is nil in MODE_INSTALLER.
 	Updates Updates
 	// Installer is nil but in MODE_INSTALLER.
@@ -107,6 +110,7 @@ func New(o Options) (*grpc.Server, error) {
 	capsulev1.RegisterInstallServiceServer(s, &installs{Options: o})
 	capsulev1.RegisterCapsuleServiceServer(s, &capsule{Options: o})
 	capsulev1.RegisterEventServiceServer(s, &events{Options: o})
+	capsulev1.RegisterStatsServiceServer(s, &stats{Options: o})
 	capsulev1.RegisterAccessServiceServer(s, &access{Options: o, refusals: strangers})
 	reflection.Register(s)
 	roles, err := methodRoles(s.GetServiceInfo())

@@ -97,6 +97,7 @@ func (m *testMachine) KernelLog() string                { return m.kernel }
 type hostDriver struct {
 	workload.Driver
 	root string
+	all  map[string]workload.RunningInstance
 }
 
 func (d hostDriver) Running(_ context.Context, name string) (workload.ID, workload.Driver, error) {
@@ -107,6 +108,10 @@ func (d hostDriver) Running(_ context.Context, name string) (workload.ID, worklo
 }
 
 func (hostDriver) Wake(string) {}
+
+func (d hostDriver) AllRunning(context.Context) (map[string]workload.RunningInstance, error) {
+	return d.all, nil
+}
 
 func (hostDriver) Exec(ctx context.Context, _ workload.ID, e workload.Exec) (int, error) {
 	if e.Command[0] == "panic" {

@@ -21,6 +21,8 @@ import (
 type Runtime interface {
 	// Running finds the instance of a workload that runs now.
 	Running(ctx context.Context, name string) (workload.ID, workload.Driver, error)
+	// AllRunning gives what runs now by name; beside an error, a part of it.
+	AllRunning(ctx context.Context) (map[string]workload.RunningInstance, error)
 	// Wake has a workload looked at now.
 	Wake(name string)
 }

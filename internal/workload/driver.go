@@ -159,4 +159,7 @@ type Stats struct {
 	MemoryBytes uint64
 	CPUTime     time.Duration
 	PIDs        uint64
+	// Bytes read from the capsule's disks and written to them, by an instance with
+	// all that surrounds it; 0 where it has no control group.
+	DiskRead, DiskWritten uint64
 }
