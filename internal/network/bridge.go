@@ -46,6 +46,21 @@ func ensureBridge(s Subnets, ipv6 bool) error {
 			return err
 		}
 	}
+	if ipv6 {
+		return acceptLoopback6(br)
+	}
+	return nil
+}
+
+// acceptLoopback6 lets answers to what was asked from ::1 in, whose destination is
+// that again once the translation is undone: the kernel looks for a route of the
+// link that they came by. Nobody on the bridge can send to ::1 itself: that is
+// dropped before.
+func acceptLoopback6(br netlink.Link) error {
+	route := &netlink.Route{LinkIndex: br.Attrs().Index, Dst: ipNet(loopback6), Table: unix.RT_TABLE_LOCAL, Type: unix.RTN_LOCAL, Priority: 1}
+	if err := netlink.RouteReplace(route); err != nil {
+		return fmt.Errorf("add route to %s by bridge %q: %w", loopback6, bridgeName, err)
+	}
 	return nil
 }
 

@@ -210,7 +210,7 @@ func TestPublish(t *testing.T) {
 		unreachable(t, w.lan, to)
 	}
 	// From the box.
-	for _, to := range []string{box4 + ":8080", "[" + box6 + "]:8080", "127.0.0.1:8080", "127.0.0.1:8082", other4 + ":8083"} {
+	for _, to := range []string{box4 + ":8080", "[" + box6 + "]:8080", "127.0.0.1:8080", "127.0.0.1:8082", other4 + ":8083", "[::1]:8080", "[::1]:8081"} {
 		reaches(t, self, to, "web")
 	}
 	unreachable(t, self, box4+":8081")
@@ -390,7 +390,11 @@ func TestLoopbackTricks(t *testing.T) {
 			check(t, err)
 			check(t, from.Handle.AddrDel(from.Link(t, "lo"), own))
 			from.Route(t, "127.0.0.0/8", via4)
-			for _, to := range []string{"127.0.0.1:8080", "127.0.0.1:9000", "127.0.0.2:8080", via4 + ":8080", "[" + via6 + "]:8081"} {
+			own6, err := netlink.ParseAddr("::1/128")
+			check(t, err)
+			check(t, from.Handle.AddrDel(from.Link(t, "lo"), own6))
+			from.Route(t, "::1/128", via6)
+			for _, to := range []string{"[::1]:8081", "127.0.0.1:8080", "127.0.0.1:9000", "127.0.0.2:8080", via4 + ":8080", "[" + via6 + "]:8081"} {
 				if protocol == "tcp" {
 					unreachable(t, from, to)
 				} else if who, err := asksUDP(from, to, 300*time.Millisecond); err == nil {
@@ -398,10 +402,12 @@ func TestLoopbackTricks(t *testing.T) {
 				}
 			}
 			check(t, from.Handle.AddrAdd(from.Link(t, "lo"), own))
+			check(t, from.Handle.AddrAdd(from.Link(t, "lo"), own6))
 		}
 		if protocol == "tcp" {
 			reaches(t, self, "127.0.0.1:8080", "web")
 			reaches(t, self, "127.0.0.1:9000", "own")
+			reaches(t, self, "[::1]:8081", "web")
 		}
 	}
 }

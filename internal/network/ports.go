@@ -9,9 +9,7 @@ import (
 )
 
 // Published is a port of the capsule that leads to a workload, or a range of
-// them that leads to as many. On ::1 it leads nowhere for a bridge workload: the
-// kernel lets nothing that came from another link arrive at that address, so
-// there is no way back. 127.0.0.1 works.
+// them that leads to as many.
 type Published struct {
 	Workload string
 	Address  netip.Addr // of the capsule; the zero Addr is all, 0.0.0.0 and :: all of a family
