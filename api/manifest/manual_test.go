@@ -31,6 +31,32 @@ func TestManualQuotesLimits(t *testing.T) {
 	})
 }
 
+// TestManualNetworks checks the page's examples, and that they are what is shown of
+// them where it says so.
+func TestManualNetworks(t *testing.T) {
+	text, err := os.ReadFile("../../docs/networking.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	examples := 0
+	for part := range strings.SplitSeq(string(text), "```yaml\n") {
+		example, _, found := strings.Cut(part, "```\n")
+		if name, _, _ := strings.Cut(example, "\n"); found && strings.HasSuffix(name, ".yaml") {
+			examples++
+			if _, err := Decode(name, strings.NewReader(example)); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if examples < 4 {
+		t.Errorf("%d examples", examples)
+	}
+	quotes(t, "networking.md", []string{
+		fmt.Sprintf("| ports of a workload, a range counted once | %d |", portsMax),
+		fmt.Sprintf("| ports of a workload in ranges that lead to other numbers | %d |", shiftedMax),
+	})
+}
+
 func quotes(t *testing.T, page string, rows []string) {
 	t.Helper()
 	text, err := os.ReadFile("../../docs/" + page)

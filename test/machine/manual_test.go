@@ -18,7 +18,7 @@ var block = regexp.MustCompile("(?ms)^```(console|yaml)\n(.*?)^```$")
 
 // TestManual runs every command of the pages as their reader would.
 func TestManual(t *testing.T) {
-	for _, page := range []string{"getting-started.md", "workloads.md", "volumes.md"} {
+	for _, page := range []string{"getting-started.md", "workloads.md", "networking.md", "volumes.md"} {
 		t.Run(page, func(t *testing.T) { runPage(t, page) })
 	}
 }
