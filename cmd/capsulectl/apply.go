@@ -32,9 +32,10 @@ hold several documents, divided by "---"; of a folder its *.yaml and *.yml are
 read; "-" is the standard input.
 
 --dry-run checks everything on the capsule and shows what would change.
---wait follows the workloads until what was applied runs, or has ended with
-code 0; a workload that fails or falls into back-off meanwhile ends the wait, and
-one that waits for a volume is waited for. A volume is ready once it is made.
+--wait follows the workloads until what was applied runs, and is healthy where it
+has a check, or has ended with code 0; a workload that fails, is unhealthy or falls
+into back-off meanwhile ends the wait, and one that waits for a volume or another
+workload is waited for. A volume is ready once it is made.
 
 On several capsules each takes all of it or nothing, whatever becomes of the
 others; the table tells what was done on which.`,
@@ -48,7 +49,7 @@ others; the table tells what was done on which.`,
 	flags := cmd.Flags()
 	flags.StringArrayVarP(&o.Files, "file", "f", nil, "file or folder of manifests, \"-\" for the standard input (repeatable)")
 	flags.BoolVar(&o.DryRun, "dry-run", false, "check and show the difference only")
-	flags.BoolVar(&o.Wait, "wait", false, "wait until it runs, and volumes are ready")
+	flags.BoolVar(&o.Wait, "wait", false, "wait until it runs and is healthy, and volumes are ready")
 	flags.DurationVar(&o.Timeout, "timeout", waitDefault, "bound of --wait")
 	must(cmd.MarkFlagRequired("file"))
 	return cmd

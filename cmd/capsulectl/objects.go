@@ -56,6 +56,16 @@ var phaseNames = map[capsulev1.Phase]string{
 	capsulev1.Phase_PHASE_FAILED: "failed",
 }
 
+// healthNames are empty for what has no check, or does not run.
+var healthNames = map[capsulev1.HealthState]string{
+	capsulev1.HealthState_HEALTH_STATE_STARTING:  "starting",
+	capsulev1.HealthState_HEALTH_STATE_HEALTHY:   "healthy",
+	capsulev1.HealthState_HEALTH_STATE_UNHEALTHY: "unhealthy",
+}
+
+// oneLine is a text of several lines as one.
+func oneLine(text string) string { return strings.Join(strings.Fields(text), " ") }
+
 func phaseName(p capsulev1.Phase) string {
 	if name := phaseNames[p]; name != "" {
 		return name
@@ -100,7 +110,7 @@ func objectView(objects []*capsulev1.Object, now time.Time) (view, error) {
 	return v, nil
 }
 
-var workloadColumns = []string{"NAME", "KIND", "IMAGE", "STATE", "RESTARTS", "VOLUMES", "AGE", "MESSAGE"}
+var workloadColumns = []string{"NAME", "KIND", "IMAGE", "STATE", "HEALTH", "RESTARTS", "VOLUMES", "AGE", "MESSAGE"}
 
 func workloadRow(o *capsulev1.Object, now time.Time) []string {
 	m, w := o.GetMeta(), o.GetWorkload()
@@ -110,7 +120,7 @@ func workloadRow(o *capsulev1.Object, now time.Time) []string {
 		volumes = append(volumes, mount.GetVolume())
 	}
 	return []string{
-		m.GetName(), m.GetKind(), w.GetSpec().GetImage(), state, fmt.Sprint(w.GetStatus().GetRestarts()),
+		m.GetName(), m.GetKind(), w.GetSpec().GetImage(), state, healthNames[w.GetStatus().GetHealth()], fmt.Sprint(w.GetStatus().GetRestarts()),
 		strings.Join(volumes, ", "), age(m.GetCreatedAt().AsTime(), now), message,
 	}
 }

@@ -71,8 +71,8 @@ func untilMade(t target, o *capsulev1.Object, deleted bool) (bool, error) {
 	return false, nil
 }
 
-// untilRuns wants the generation to run, or to have ended well when its policy
-// asks for no more.
+// untilRuns wants the generation to run, and to be healthy when it has a check, or
+// to have ended well when its policy asks for no more.
 func untilRuns(t target, o *capsulev1.Object, deleted bool) (bool, error) {
 	if deleted || o.GetMeta().GetDeletedAt() != nil || (t.uid != "" && o.GetMeta().GetUid() != t.uid) {
 		return false, fmt.Errorf("workload %q was deleted meanwhile", t.name)
@@ -83,7 +83,13 @@ func untilRuns(t target, o *capsulev1.Object, deleted bool) (bool, error) {
 	}
 	switch s.GetPhase() {
 	case capsulev1.Phase_PHASE_RUNNING:
-		return s.GetRunningGeneration() >= t.generation, nil
+		switch {
+		case s.GetRunningGeneration() < t.generation, s.GetHealth() == capsulev1.HealthState_HEALTH_STATE_STARTING:
+			return false, nil
+		case s.GetHealth() == capsulev1.HealthState_HEALTH_STATE_UNHEALTHY:
+			return false, failed(t, o)
+		}
+		return true, nil
 	case capsulev1.Phase_PHASE_EXITED:
 		if s.GetExitCode() == 0 {
 			return true, nil
@@ -121,6 +127,8 @@ func failed(t target, o *capsulev1.Object) error {
 	switch s.GetReason() {
 	case "config":
 		hint = "correct the manifest or the image, then apply it again"
+	case "unhealthy":
+		hint = fmt.Sprintf("\"capsulectl workload get %[1]s\" shows what its check said, \"capsulectl workload logs %[1]s\" what it printed", t.name)
 	case "volume":
 		hint = "\"capsulectl volume list\" shows how its volumes stand"
 	case "image":
@@ -282,7 +290,11 @@ func describeObject(o *capsulev1.Object, generation uint64) string {
 	if s.GetGeneration() < generation {
 		return ""
 	}
-	return joinState(phaseName(s.GetPhase()), s.GetMessage())
+	text := joinState(phaseName(s.GetPhase()), s.GetMessage())
+	if s.GetHealth() == capsulev1.HealthState_HEALTH_STATE_STARTING {
+		text += "; " + joinState("not healthy yet", oneLine(s.GetHealthMessage()))
+	}
+	return text
 }
 
 func (w *waiter) judge(t target, o *capsulev1.Object, deleted bool) {

@@ -87,6 +87,9 @@ func workloadFacts(o *capsulev1.Object, now time.Time) [][]string {
 	}
 	add("message:", message)
 	add("reason:", s.GetReason())
+	if health := healthNames[s.GetHealth()]; health != "" {
+		add("health:", joinState(health, oneLine(s.GetHealthMessage())))
+	}
 	if s.ExitCode != nil {
 		add("last exit:", fmt.Sprintf("code %d, %s ago", s.GetExitCode(), age(s.GetFinishedAt().AsTime(), now)))
 	}

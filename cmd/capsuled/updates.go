@@ -142,6 +142,10 @@ func unready(ctx context.Context, st *store.Store, running func(context.Context,
 			out = append(out, fmt.Sprintf("workload %q runs as it was declared before, not as it is now: %s", name, status.GetMessage()))
 		case status.GetPhase() != capsulev1.Phase_PHASE_RUNNING: // it has just been started, and may end again
 			out = append(out, fmt.Sprintf("workload %q does not run yet: %s", name, status.GetMessage()))
+		case status.GetHealth() == capsulev1.HealthState_HEALTH_STATE_STARTING:
+			out = append(out, strings.TrimSuffix(fmt.Sprintf("workload %q is not healthy yet: %s", name, oneLine(status.GetHealthMessage())), ": "))
+		case status.GetHealth() == capsulev1.HealthState_HEALTH_STATE_UNHEALTHY:
+			out = append(out, strings.TrimSuffix(fmt.Sprintf("workload %q is unhealthy: %s", name, oneLine(status.GetHealthMessage())), ": "))
 		}
 	}
 	return out

@@ -44,6 +44,15 @@ func TestUnready(t *testing.T) {
 	if err := st.PutStatus(backOff.GetMeta().GetUid(), &capsulev1.WorkloadStatus{Generation: 1, Phase: capsulev1.Phase_PHASE_BACK_OFF, Message: "ended"}); err != nil {
 		t.Fatal(err)
 	}
+	for name, health := range map[string]capsulev1.HealthState{
+		"sick": capsulev1.HealthState_HEALTH_STATE_UNHEALTHY, "slow": capsulev1.HealthState_HEALTH_STATE_STARTING, "well": capsulev1.HealthState_HEALTH_STATE_HEALTHY,
+	} {
+		if err := st.PutStatus(declare(name, true).GetMeta().GetUid(), &capsulev1.WorkloadStatus{
+			Generation: 1, RunningGeneration: 1, Phase: capsulev1.Phase_PHASE_RUNNING, Health: health, HealthMessage: "exit code 1:\nno",
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if _, err := st.Mutate("stopped", "stopped", func(o *capsulev1.Object) error {
 		o.GetWorkload().Intent = &capsulev1.Intent{Stopped: true}
 		return nil
@@ -63,6 +72,8 @@ func TestUnready(t *testing.T) {
 		"gone is not running",
 		`workload "old" runs as it was declared before, not as it is now: `,
 		`workload "restless" does not run yet: ended`,
+		`workload "sick" is unhealthy: exit code 1: no`,
+		`workload "slow" is not healthy yet: exit code 1: no`,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)

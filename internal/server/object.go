@@ -76,12 +76,15 @@ func (s *objects) Apply(ctx context.Context, req *capsulev1.ApplyRequest) (*caps
 		}
 	}
 	var old []*capsulev1.Object
-	var admitted map[string][]string
+	var admitted, awaited map[string][]string
 	results, err := st.Apply(ctx, objs, req.GetDryRun(), func(tx store.View, objs []*capsulev1.Object) error {
 		for _, o := range objs {
 			old = append(old, tx.Old(o))
 		}
 		err := portConflicts(tx, objs)
+		var circle error
+		awaited, circle = dependencies(tx, objs)
+		err = errors.Join(err, circle)
 		if s.Volumes != nil {
 			var refused error
 			admitted, refused = s.Volumes.Admit(tx, objs)
@@ -95,7 +98,7 @@ func (s *objects) Apply(ctx context.Context, req *capsulev1.ApplyRequest) (*caps
 	for i, r := range results {
 		meta := r.GetObject().GetMeta()
 		r.Diff = manifest.Diff(old[i], r.GetObject())
-		r.Warnings = slices.Concat(r.Warnings, notes[i], admitted[meta.GetUid()], s.warnings(r.GetObject()))
+		r.Warnings = slices.Concat(r.Warnings, notes[i], admitted[meta.GetUid()], awaited[meta.GetUid()], s.warnings(r.GetObject()))
 		if !req.GetDryRun() {
 			s.wakeObject(meta.GetKind(), meta.GetName())
 		}

@@ -50,7 +50,7 @@ func happened(old, status *v1.WorkloadStatus) (list []store.Happening) {
 	if broken := status.GetPhase() == v1.Phase_PHASE_FAILED; broken && (old.GetPhase() != v1.Phase_PHASE_FAILED || old.GetMessage() != status.GetMessage()) {
 		list = append(list, store.Happening{Type: "failed", Text: status.GetMessage()})
 	}
-	return list
+	return append(list, turned(old, status)...)
 }
 
 func ended(status *v1.WorkloadStatus) store.Happening {

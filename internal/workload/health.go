@@ -183,20 +183,16 @@ func addressesOf(mode string, m *memory) []netip.Addr {
 	return m.attachment.Addresses
 }
 
-// happenings are the events of a change of status that tell of health.
-func happenings(old, status *v1.WorkloadStatus) (list []store.Happening) {
-	if status.Health != old.GetHealth() {
-		switch status.Health {
-		case v1.HealthState_HEALTH_STATE_HEALTHY:
-			list = append(list, store.Happening{Type: "healthy", Text: "healthy"})
-		case v1.HealthState_HEALTH_STATE_UNHEALTHY:
-			list = append(list, store.Happening{Type: reasonUnhealthy, Text: unhealthyInFull(status)})
-		}
+// turned is a change of health that is to be told; what starts says so already.
+func turned(old, status *v1.WorkloadStatus) []store.Happening {
+	switch {
+	case status.GetHealth() == old.GetHealth():
+	case status.GetHealth() == v1.HealthState_HEALTH_STATE_HEALTHY:
+		return []store.Happening{{Type: "healthy", Text: "healthy"}}
+	case status.GetHealth() == v1.HealthState_HEALTH_STATE_UNHEALTHY:
+		return []store.Happening{{Type: reasonUnhealthy, Text: unhealthyInFull(status)}}
 	}
-	if status.Phase == v1.Phase_PHASE_BACK_OFF && status.Reason == reasonUnhealthy && ill(old) {
-		list = append(list, store.Happening{Type: "restarted", Text: status.Message})
-	}
-	return list
+	return nil
 }
 
 // unhealthyInFull has all that the check said, in one line.

@@ -463,8 +463,7 @@ func (l *Loop) save(obj *v1.Object, m *memory, status *v1.WorkloadStatus) error 
 	if m.told == nil {
 		m.told = told{}
 	}
-	events := append(m.told.news(old, status, time.Now()), happenings(old, status)...)
-	if err := l.opts.Store.PutStatus(obj.Meta.Uid, status, events...); err != nil {
+	if err := l.opts.Store.PutStatus(obj.Meta.Uid, status, m.told.news(old, status, time.Now())...); err != nil {
 		return fmt.Errorf("write status of workload %q: %w", obj.Meta.Name, err)
 	}
 	l.looked(obj.Meta.Name, m)
