@@ -408,6 +408,12 @@ func (d *daemon) upstreams(s uplink.State) {
 	if err := errors.Join(n.SetUpstreams(append([]netip.Addr{}, s.DNS...)), n.SetDomain(s.Domain), n.SetLAN(lan)); err != nil {
 		slog.Error("tell workloads of the uplinks", "error", err)
 	}
+	if text := n.Overlap(); text != "" {
+		slog.Warn("network: " + text)
+		if err := d.store.NoteChange(d.capsuleObject(), "overlap", text); err != nil {
+			slog.Error("keep event", "error", err)
+		}
+	}
 }
 
 // traffic of workloads, once there is a network of theirs.

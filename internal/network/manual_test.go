@@ -22,7 +22,7 @@ func TestManualQuotesLimits(t *testing.T) {
 		fmt.Sprintf("Answers of ours hold\nfor %d s", ownTTL),
 		fmt.Sprintf("(%s)", DefaultSubnets.IPv6),
 	}
-	for _, p := range private {
+	for _, p := range append(private, spare...) {
 		quotes = append(quotes, p.String())
 	}
 	for _, want := range quotes {

@@ -95,6 +95,9 @@ func New(opts Options) (*Network, error) {
 }
 
 func (n *Network) start() error {
+	if err := n.choose(); err != nil {
+		return err
+	}
 	all, err := n.held()
 	if err != nil {
 		return err
@@ -414,7 +417,7 @@ func (n *Network) SetLAN(nets []netip.Prefix) error {
 		n.lan = before // to be tried again
 		return fmt.Errorf("follow the networks of the uplinks: %w", err)
 	}
-	return n.save()
+	return errors.Join(n.save(), n.keep(surroundings{Bridge: n.opts.Subnets.IPv4, LAN: n.lan}))
 }
 
 // SetStopped says whether a workload is stopped or has ended for good: then its
