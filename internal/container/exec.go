@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"strings"
 	"sync"
 	"syscall"
@@ -164,6 +165,12 @@ func (d *Driver) exec(ctx context.Context, task containerd.Task, spec *specs.Pro
 			}
 			return r.code, r.err
 		case <-ctx.Done():
+			// Whom it was for has left: so goes all that it started.
+			killing, cancel := context.WithTimeout(clean, cleanLimit)
+			defer cancel()
+			if err := process.KillFamily(killing, "/proc", int(proc.Pid())); err != nil {
+				slog.Warn("kill a command that nobody waits for", "instance", task.ID(), "error", err)
+			}
 			return 0, ctx.Err()
 		}
 	}

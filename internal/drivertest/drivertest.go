@@ -73,7 +73,7 @@ func Run(t *testing.T, env Env) {
 		run  func(*suite, *testing.T)
 	}{
 		{"Life", (*suite).life}, {"Process", (*suite).process}, {"Image", (*suite).image},
-		{"Limits", (*suite).limits}, {"Logs", (*suite).logs}, {"Exec", (*suite).exec}, {"Copy", (*suite).copy},
+		{"Limits", (*suite).limits}, {"Logs", (*suite).logs}, {"Exec", (*suite).exec}, {"Health", (*suite).health}, {"Copy", (*suite).copy},
 		{"Volumes", (*suite).volumes}, {"Lent", (*suite).lent}, {"Network", (*suite).network}, {"Policy", (*suite).policy},
 	} {
 		t.Run(group.name, func(t *testing.T) { group.run(s, t) })

@@ -31,7 +31,7 @@ type execStream = grpc.BidiStreamingServer[capsulev1.ExecRequest, capsulev1.Exec
 
 // Exec runs a command beside the payload. One that can't be run gives its code
 // (126, 127) and the reason on stderr, as a shell would; one whose caller leaves
-// is killed.
+// is killed, with all that it started.
 func (a *agent) Exec(stream guestv1.GuestService_ExecServer) error {
 	first, err := stream.Recv()
 	if err != nil {
@@ -222,11 +222,19 @@ func (x *execution) follow(ctx context.Context) (*capsulev1.ExecExit, error) {
 				callerLeft = nil
 				continue
 			}
-			_ = x.child.Kill()
+			x.kill()
 			<-ended
 			return nil, err
 		}
 	}
+}
+
+// kill ends the command with all that it started.
+func (x *execution) kill() {
+	ctx, cancel := context.WithTimeout(context.Background(), endMax)
+	defer cancel()
+	_ = process.KillFamily(ctx, "/proc", x.child.Pid)
+	_ = x.child.Kill()
 }
 
 // exit is the command's, after all that it printed.

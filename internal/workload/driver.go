@@ -28,7 +28,8 @@ type Driver interface {
 	Stop(ctx context.Context, id ID, signal int, grace time.Duration) error
 	// Remove kills what runs and leaves nothing of the instance.
 	Remove(ctx context.Context, id ID) error
-	// Exec runs a command in a running instance until it ends.
+	// Exec runs a command in a running instance until it ends, or ctx does: then
+	// nothing is left of it, nor of what it started.
 	Exec(ctx context.Context, id ID, e Exec) (code int, err error)
 	// CopyTo unpacks a tar stream at path, by the rules of GNU "cp -a" for a
 	// source so named.

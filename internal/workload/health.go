@@ -165,11 +165,16 @@ func (l *Loop) watchHealth(ctx context.Context, obj *v1.Object, m *memory, d dec
 		Run: runOf(run), Check: check, Started: run.StartedAt, Before: d.Status.Health,
 		Place: health.Place{
 			Addresses: addressesOf(mode, m),
-			Exec: func(ctx context.Context, command []string, out io.Writer) (int, error) {
-				return driver.Exec(ctx, id, Exec{Command: command, Stdout: out, Stderr: out})
-			},
+			Exec:      Checks(driver, id),
 		},
 	})
+}
+
+// Checks runs the commands of checks in an instance, of whatever kind.
+func Checks(driver Driver, id ID) func(ctx context.Context, command []string, out io.Writer) (int, error) {
+	return func(ctx context.Context, command []string, out io.Writer) (int, error) {
+		return driver.Exec(ctx, id, Exec{Command: command, Stdout: out, Stderr: out})
+	}
 }
 
 // addressesOf a workload, as the capsule reaches it.
