@@ -20,6 +20,12 @@ func TestManualQuotesLimits(t *testing.T) {
 		fmt.Sprintf("the number of processors inside: at most %d, and no more than the capsule has |", vmCPUsMax/1000),
 		fmt.Sprintf("| mounts | at most %d | at most %d:", mountsMax, vmMountsMax),
 		fmt.Sprintf("| `stopGrace` | %.0f min |", GraceMax.Minutes()),
+		fmt.Sprintf("| `interval` | `%s` | from the end of a check to the next, `%s` to `%s`;", formatDuration(HealthInterval), formatDuration(HealthIntervalMin), formatDuration(HealthIntervalMax)),
+		fmt.Sprintf("| `timeout` | `%s` | a check that takes longer has failed, `%s` to `%s`;", formatDuration(HealthTimeout), formatDuration(HealthTimeoutMin), formatDuration(HealthTimeoutMax)),
+		fmt.Sprintf("| `retries` | `%d` | failures in a row that make it unhealthy, at most %d |", HealthRetries, HealthRetriesMax),
+		fmt.Sprintf("failures don't count, at most `%s` |", strings.TrimSuffix(HealthPeriodMax.String(), "0m0s")),
+		fmt.Sprintf("| `startInterval` | `%s` |", formatDuration(HealthStartInterval)),
+		fmt.Sprintf("| names in `dependsOn` | %d |", dependsMax),
 	})
 	quotes(t, "volumes.md", []string{
 		fmt.Sprintf("| size of a volume | %d MiB to %d TiB |", VolumeMin>>20, VolumeMax>>40),
