@@ -167,7 +167,8 @@ func operatorTemplate(name string, role capsulev1.Role, ttl time.Duration) (*x50
 // IssueServer makes the capsule's own certificate for these host names.
 func (ca *CA) IssueServer(names ...string) (Pair, error) {
 	return ca.issue(&x509.Certificate{
-		Subject:     pkix.Name{CommonName: names[0]},
+		// OpenSSL takes a certificate with its CA's own name for one signed by itself.
+		Subject:     pkix.Name{CommonName: names[0] + " server"},
 		DNSNames:    names,
 		NotAfter:    now().Add(serverLife),
 		KeyUsage:    x509.KeyUsageDigitalSignature,

@@ -88,9 +88,10 @@ func New(o Options) (*grpc.Server, error) {
 	}
 	strangers := newRefusals()
 	g := &gate{log: o.Log, mode: o.Machine.Mode, id: o.Identity, strangers: strangers, version: metadata.Pairs(version.Header, o.Version)}
+	w := &webSide{Options: o, id: o.Identity, metrics: newMetrics(o), refusals: strangers}
 	recorder := &auditor{log: o.Audit}
 	s := grpc.NewServer(
-		grpc.Creds(&loggedTLS{TransportCredentials: credentials.NewTLS(o.TLS), log: o.Log, refusals: strangers}),
+		grpc.Creds(&loggedTLS{TransportCredentials: credentials.NewTLS(forHTTP(o.TLS)), log: o.Log, refusals: strangers, web: w}),
 		grpc.ChainUnaryInterceptor(recorder.unary, g.unary),
 		grpc.ChainStreamInterceptor(recorder.stream, g.stream),
 		grpc.MaxRecvMsgSize(messageMax),

@@ -18,6 +18,7 @@ type loggedTLS struct {
 	credentials.TransportCredentials
 	log      *slog.Logger
 	refusals *refusals
+	web      *webSide // takes connections of HTTP over
 }
 
 func (t *loggedTLS) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, error) {
@@ -26,11 +27,15 @@ func (t *loggedTLS) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo,
 	if err != nil && !errors.Is(err, io.EOF) {
 		t.refusals.log(t.log, "connection refused", "from", c.RemoteAddr(), "reason", err)
 	}
+	if tls, ok := info.(credentials.TLSInfo); err == nil && ok && tls.State.NegotiatedProtocol == protoHTTP {
+		t.web.serve(conn, tls.State)
+		return nil, nil, credentials.ErrConnDispatched
+	}
 	return conn, info, err
 }
 
 func (t *loggedTLS) Clone() credentials.TransportCredentials {
-	return &loggedTLS{TransportCredentials: t.TransportCredentials.Clone(), log: t.log, refusals: t.refusals}
+	return &loggedTLS{TransportCredentials: t.TransportCredentials.Clone(), log: t.log, refusals: t.refusals, web: t.web}
 }
 
 const (

@@ -66,6 +66,15 @@ func (s *Store) Events(after uint64, limit int, match func(*v1.Event) bool) (pag
 	return page, nil
 }
 
+// NewestEvent is the number of the newest event that there ever was.
+func (s *Store) NewestEvent() (newest uint64, err error) {
+	err = s.db.View(func(tx *bolt.Tx) error {
+		_, newest = event.Kept(tx.Bucket(bucketEvents))
+		return nil
+	})
+	return newest, err
+}
+
 // EventAdded is closed at the next event, and at the store's end.
 func (s *Store) EventAdded() <-chan struct{} {
 	s.mu.Lock()

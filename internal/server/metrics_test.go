@@ -1,0 +1,218 @@
+package server
+
+import (
+	"crypto/tls"
+	"encoding/json"
+	"io"
+	"maps"
+	"net/http"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+	"sigs.k8s.io/yaml"
+
+	capsulev1 "capsule/api/capsule/v1"
+	"capsule/internal/contexts"
+	"capsule/internal/identity"
+)
+
+// browser is a client of HTTP with a certificate of a role, or none.
+func (b *box) browser(t *testing.T, role capsulev1.Role) *http.Client {
+	t.Helper()
+	config := &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS13}
+	if role != capsulev1.Role_ROLE_UNSPECIFIED {
+		pair, err := b.ca.IssueOperator("anna", role, time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if config, err = (contexts.Context{CA: string(b.ca.CertPEM()), Certificate: string(pair.CertPEM), Key: string(pair.KeyPEM)}).TLS(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// As Prometheus and curl do: both protocols are offered.
+	config.NextProtos = []string{"h2", "http/1.1"}
+	return &http.Client{Timeout: time.Minute, Transport: &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: true}}
+}
+
+func (b *box) scrape(t *testing.T, c *http.Client, method, path string, header http.Header) (code int, text string, err error) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(limit(t), method, "https://"+b.address+path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header = header
+	resp, err := c.Do(req)
+	if err != nil {
+		return 0, "", err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(body), err
+}
+
+// watched is a capsule with all that there is a metric of.
+func watched(t *testing.T) *box {
+	t.Helper()
+	b := sampled(t, "web", "stopped")
+	o, err := b.store.Get("", "web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = b.store.PutStatus(o.Meta.Uid, &capsulev1.WorkloadStatus{Generation: 1, RunningGeneration: 1, Phase: capsulev1.Phase_PHASE_RUNNING, Restarts: 2, Health: capsulev1.HealthState_HEALTH_STATE_HEALTHY})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func TestMetrics(t *testing.T) {
+	b := watched(t)
+	for _, role := range []capsulev1.Role{capsulev1.Role_ROLE_READER, capsulev1.Role_ROLE_OPERATOR, capsulev1.Role_ROLE_ADMIN} {
+		code, text, err := b.scrape(t, b.browser(t, role), http.MethodGet, "/metrics", nil)
+		if err != nil || code != http.StatusOK {
+			t.Fatalf("%v: %d, %v", role, code, err)
+		}
+		for _, line := range []string{
+			`capsule_workload_state{kind="Container",state="running",workload="web"} 1`,
+			`capsule_workload_state{kind="Container",state="back-off",workload="web"} 0`,
+			`capsule_workload_state{kind="Container",state="pending",workload="stopped"} 1`,
+			`capsule_workload_health{health="healthy",kind="Container",workload="web"} 1`,
+			`capsule_workload_restarts_total{kind="Container",workload="web"} 2`,
+			`capsule_workload_running{kind="Container",workload="stopped"} 0`,
+			`capsule_workload_cpu_seconds_total{kind="Container",workload="web"} 1`,
+			`capsule_workload_cpu_limit{kind="Container",workload="web"} 0.5`,
+			`capsule_workload_memory_bytes{kind="Container",workload="web"} 1.048576e+06`,
+			`capsule_workload_network_sent_bytes_total{kind="Container",workload="web"} 200`,
+			`capsule_mode{mode="normal"} 1`, `capsule_uplink_up 0`, `capsule_update_tentative 1`, `capsule_events_total 2`,
+		} {
+			if !strings.Contains(text, line+"\n") {
+				t.Errorf("no %s in\n%s", line, text)
+			}
+		}
+		if strings.Contains(text, `health="healthy",kind="Container",workload="stopped"`) || strings.Contains(text, "orphan") {
+			t.Errorf("too much in\n%s", text)
+		}
+		problems, err := promlint.New(strings.NewReader(text)).Lint()
+		if err != nil || len(problems) > 0 {
+			t.Errorf("%v, %v", problems, err)
+		}
+	}
+	reader := b.browser(t, capsulev1.Role_ROLE_READER)
+	for path, want := range map[string]int{"/": http.StatusNotFound, "/metrics/": http.StatusNotFound} {
+		if code, _, err := b.scrape(t, reader, http.MethodGet, path, nil); err != nil || code != want {
+			t.Errorf("%s: %d, %v", path, code, err)
+		}
+	}
+	if code, _, err := b.scrape(t, reader, http.MethodPost, "/metrics", nil); err != nil || code != http.StatusMethodNotAllowed {
+		t.Errorf("POST: %d, %v", code, err)
+	}
+	if code, _, err := b.scrape(t, b.browser(t, capsulev1.Role_ROLE_UNSPECIFIED), http.MethodGet, "/metrics", nil); err == nil {
+		t.Errorf("nobody: %d", code)
+	}
+	// The same port goes on to serve calls.
+	if _, err := b.apply(t, web("more")); err != nil {
+		t.Error(err)
+	}
+}
+
+// While a capsule can be claimed, whoever connects needs no certificate: metrics do.
+func TestMetricsOfAnUnclaimedCapsule(t *testing.T) {
+	dir := t.TempDir()
+	b := boxOf(t, dir, nil)
+	err := b.id.OpenClaim(identity.Claiming{State: dir + "/claim.json", SinceBoot: func() time.Duration { return time.Minute }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	code, text, err := b.scrape(t, b.browser(t, capsulev1.Role_ROLE_UNSPECIFIED), http.MethodGet, "/metrics", nil)
+	if err == nil && code != http.StatusUnauthorized || strings.Contains(text, "capsule_") {
+		t.Errorf("%d, %v:\n%s", code, err, text)
+	}
+}
+
+func TestMetricsWithoutState(t *testing.T) {
+	b := newBox(t, func(o *Options) { o.Store, o.Registries, o.Runtime = nil, nil, nil })
+	b.machine.reason = "gone"
+	code, text, err := b.scrape(t, b.browser(t, capsulev1.Role_ROLE_READER), http.MethodGet, "/metrics", nil)
+	if err != nil || code != http.StatusOK || !strings.Contains(text, `capsule_mode{mode="recovery"} 1`) {
+		t.Errorf("%d, %v:\n%s", code, err, text)
+	}
+}
+
+var metricName = regexp.MustCompile(`capsule_[a-z_]*`)
+
+// pooled are metrics that a test's capsule has none of: it has no disk.
+var pooled = regexp.MustCompile(`^capsule_(pool|perm)_`)
+
+// What the examples show is there: every name in them is one that a capsule tells.
+func TestExamplesNameRealMetrics(t *testing.T) {
+	b := watched(t)
+	_, text, err := b.scrape(t, b.browser(t, capsulev1.Role_ROLE_READER), http.MethodGet, "/metrics", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := map[string]bool{}
+	for line := range strings.Lines(text) {
+		if rest, ok := strings.CutPrefix(line, "# TYPE "); ok {
+			told[strings.Fields(rest)[0]] = true
+		}
+	}
+	for _, d := range allDescs { // of parts that are not in this test
+		if name := metricName.FindString(d.String()); pooled.MatchString(name) {
+			told[name] = true
+		} else if !told[name] {
+			t.Errorf("%s is told by nobody", name)
+		}
+	}
+	dashboard, err := os.ReadFile("../../examples/grafana-dashboard.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !json.Valid(dashboard) {
+		t.Error("the dashboard is no JSON")
+	}
+	manual, err := os.ReadFile("../../docs/observability.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range metricName.FindAllString(string(manual), -1) {
+		if !told[name] && name != "capsule_" && name != "capsule_workload_" {
+			t.Errorf("the manual names %s, which is none", name)
+		}
+	}
+	shown := map[string]bool{}
+	for _, name := range metricName.FindAllString(string(dashboard), -1) {
+		shown[name] = true
+		if !told[name] {
+			t.Errorf("the dashboard shows %s, which is none", name)
+		}
+	}
+	if len(shown) < 20 {
+		t.Errorf("the dashboard shows only %v", slices.Sorted(maps.Keys(shown)))
+	}
+	config, err := os.ReadFile("../../examples/prometheus.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var prometheus struct {
+		Scrape []struct {
+			Scheme string `json:"scheme"`
+			Path   string `json:"metrics_path"`
+			TLS    struct {
+				ServerName string `json:"server_name"`
+			} `json:"tls_config"`
+		} `json:"scrape_configs"`
+	}
+	if err := yaml.Unmarshal(config, &prometheus); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range prometheus.Scrape {
+		if s.Scheme != "https" || s.Path != "" && s.Path != metricsPath || s.TLS.ServerName != identity.ServerName {
+			t.Errorf("%+v", s)
+		}
+	}
+}
