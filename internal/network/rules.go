@@ -408,7 +408,6 @@ func verdict(text string, kind expr.VerdictKind, to string) term {
 
 func accept() term        { return verdict("accept", expr.VerdictAccept, "") }
 func drop() term          { return verdict("drop", expr.VerdictDrop, "") }
-func goBack() term        { return verdict("return", expr.VerdictReturn, "") }
 func jump(to string) term { return verdict("jump "+to, expr.VerdictJump, to) }
 
 func masquerade() term { return term{text: "masquerade", exprs: []expr.Any{&expr.Masq{}}} }
