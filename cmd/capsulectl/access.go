@@ -19,7 +19,7 @@ import (
 func newAccessCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{Use: "access", Short: "Say who may enter a capsule, and as what"}
 	cmd.AddCommand(newAccessListCommand(a), newAccessRequestCommand(a), newAccessGrantCommand(a), newAccessAcceptCommand(a),
-		newAccessRevokeCommand(a), newAccessRenewCommand(a), newAccessRolesCommand(a))
+		newAccessRevokeCommand(a), newAccessRenewCommand(a), newAccessTokenCommand(a), newAccessRolesCommand(a))
 	return cmd
 }
 

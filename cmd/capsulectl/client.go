@@ -36,6 +36,7 @@ type client struct {
 	capsule   capsulev1.CapsuleServiceClient
 	events    capsulev1.EventServiceClient
 	stats     capsulev1.StatsServiceClient
+	tokens    capsulev1.TokenServiceClient
 }
 
 // dial gives the connection to the capsule that is meant, made once.
@@ -81,6 +82,7 @@ func (a *app) dial() (*client, error) {
 		capsule:   capsulev1.NewCapsuleServiceClient(conn),
 		events:    capsulev1.NewEventServiceClient(conn),
 		stats:     capsulev1.NewStatsServiceClient(conn),
+		tokens:    capsulev1.NewTokenServiceClient(conn),
 	}
 	return a.client, nil
 }

@@ -101,7 +101,9 @@ func TestFollowEvents(t *testing.T) {
 	if code := <-ended; code != 0 {
 		t.Errorf("exit code %d", code)
 	}
-	if n, more := <-numbers; more {
-		t.Errorf("then %q", n)
+	for n := range numbers { // of what happened meanwhile
+		if seen++; n != fmt.Sprint(seen) {
+			t.Errorf("then number %q, want %d", n, seen)
+		}
 	}
 }

@@ -179,7 +179,7 @@ func (e *entry) refused(code codes.Code) bool {
 }
 
 // nouns are what a service's "name" is the name of.
-var nouns = map[string]string{"WorkloadService": "workload", "VolumeService": "volume", "ImageService": "image", "AccessService": "operator"}
+var nouns = map[string]string{"WorkloadService": "workload", "VolumeService": "volume", "ImageService": "image", "AccessService": "operator", "TokenService": "token"}
 
 // namings are the fields that name what a request is about, in the order in which
 // they are put together, with the noun that each is a name of.

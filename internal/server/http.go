@@ -16,6 +16,7 @@ import (
 	capsulev1 "capsule/api/capsule/v1"
 	"capsule/internal/audit"
 	"capsule/internal/identity"
+	"capsule/internal/token"
 )
 
 // Metrics are told over HTTP on the API's own port: whoever offers HTTP/1.1 in the
@@ -28,8 +29,9 @@ const (
 	httpHeaderMax = 8 << 10          // bytes
 )
 
-// forHTTP lets clients of HTTP choose it; all else stays as config has it.
-func forHTTP(config *tls.Config) *tls.Config {
+// forHTTP lets clients of HTTP choose it; all else stays as config has it. While there
+// are tokens, those clients need no certificate to ask.
+func forHTTP(config *tls.Config, book *token.Book) *tls.Config {
 	both := config.Clone()
 	both.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		chosen := config
@@ -47,6 +49,16 @@ func forHTTP(config *tls.Config) *tls.Config {
 		}
 		chosen = chosen.Clone()
 		chosen.NextProtos = []string{protoHTTP}
+		if book != nil && book.Any() {
+			verify := chosen.VerifyConnection
+			chosen.ClientAuth = tls.RequestClientCert
+			chosen.VerifyConnection = func(state tls.ConnectionState) error {
+				if len(state.PeerCertificates) == 0 || verify == nil {
+					return nil
+				}
+				return verify(state)
+			}
+		}
 		return chosen, nil
 	}
 	return both
@@ -55,6 +67,7 @@ func forHTTP(config *tls.Config) *tls.Config {
 // webSide answers HTTP.
 type webSide struct {
 	id       *identity.Identity
+	tokens   *token.Book // nil without a store
 	metrics  http.Handler
 	refusals *refusals
 	Options
@@ -94,11 +107,12 @@ func (l *oneConn) Addr() net.Addr { return &net.TCPAddr{} }
 
 func (w *webSide) answer(out http.ResponseWriter, req *http.Request, state tls.ConnectionState) {
 	out.Header().Set("Cache-Control", "no-store")
-	if who, err := w.admit(state); err != nil {
+	if who, err := w.admit(state, req.Header.Get("Authorization")); err != nil {
 		w.refuse(req, who, state, err)
 		code := http.StatusForbidden
 		if errdefs.IsUnauthorized(err) {
 			code = http.StatusUnauthorized
+			out.Header().Set("WWW-Authenticate", "Bearer")
 		}
 		http.Error(out, sentence(err.Error(), errdefs.ErrUnauthenticated), code)
 		return
@@ -114,10 +128,15 @@ func (w *webSide) answer(out http.ResponseWriter, req *http.Request, state tls.C
 	}
 }
 
-var errNoCertificate = fmt.Errorf("metrics take an operator's certificate: %w", errdefs.ErrUnauthenticated)
+var errNoCertificate = fmt.Errorf("metrics take an operator's certificate, or a token: %w", errdefs.ErrUnauthenticated)
 
-// admit lets in whoever has a role.
-func (w *webSide) admit(state tls.ConnectionState) (who string, err error) {
+// admit lets in whoever has a role, or a token.
+func (w *webSide) admit(state tls.ConnectionState, authorization string) (who string, err error) {
+	if len(state.PeerCertificates) == 0 && w.tokens != nil {
+		if name, ok := w.tokens.Admit(authorization); ok {
+			return name, nil
+		}
+	}
 	if len(state.PeerCertificates) == 0 {
 		return nobody, errNoCertificate
 	}

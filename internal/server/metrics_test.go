@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/reflect/protoreflect"
 	"sigs.k8s.io/yaml"
 
 	capsulev1 "capsule/api/capsule/v1"
@@ -214,5 +216,46 @@ func TestExamplesNameRealMetrics(t *testing.T) {
 		if s.Scheme != "https" || s.Path != "" && s.Path != metricsPath || s.TLS.ServerName != identity.ServerName {
 			t.Errorf("%+v", s)
 		}
+	}
+}
+
+// A token opens metrics and no call; without one, nobody's handshake is as before.
+func TestTokens(t *testing.T) {
+	b := watched(t)
+	admin := capsulev1.NewTokenServiceClient(b.dial(t, capsulev1.Role_ROLE_ADMIN))
+	made, err := admin.Create(limit(t), &capsulev1.TokenServiceCreateRequest{Name: "prometheus"})
+	if err != nil || made.GetToken().GetCreatedBy() != "anna" {
+		t.Fatal(made, err)
+	}
+	nobody := b.browser(t, capsulev1.Role_ROLE_UNSPECIFIED)
+	for header, want := range map[string]int{"Bearer " + made.GetSecret(): http.StatusOK, "Bearer x": http.StatusUnauthorized, "": http.StatusUnauthorized} {
+		code, text, err := b.scrape(t, nobody, http.MethodGet, "/metrics", http.Header{"Authorization": {header}})
+		if err != nil || code != want || (want == http.StatusOK) != strings.Contains(text, "capsule_build_info") {
+			t.Errorf("%q: %d, %v", header, code, err)
+		}
+	}
+	// A certificate that is refused is no better with a token beside it.
+	other, err := identity.NewCA("other")
+	if err != nil {
+		t.Fatal(err)
+	}
+	stranger := *b
+	stranger.ca = other
+	stray := stranger.browser(t, capsulev1.Role_ROLE_ADMIN)
+	stray.Transport.(*http.Transport).TLSClientConfig.InsecureSkipVerify = true
+	stray.Transport.(*http.Transport).TLSClientConfig.VerifyConnection = nil
+	if code, _, err := b.scrape(t, stray, http.MethodGet, "/metrics", http.Header{"Authorization": {"Bearer " + made.GetSecret()}}); err == nil {
+		t.Errorf("a stranger: %d", code)
+	}
+	eachMethod(func(m protoreflect.MethodDescriptor) {
+		if got := call(limit(t), b.dial(t, capsulev1.Role_ROLE_UNSPECIFIED), m); got != codes.Unavailable {
+			t.Errorf("%s without certificate: %v", m.FullName(), got)
+		}
+	})
+	if _, err := admin.Revoke(limit(t), &capsulev1.TokenServiceRevokeRequest{Name: "prometheus"}); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, err := b.scrape(t, nobody, http.MethodGet, "/metrics", http.Header{"Authorization": {"Bearer " + made.GetSecret()}}); err == nil {
+		t.Errorf("revoked: %d", code)
 	}
 }

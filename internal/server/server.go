@@ -25,6 +25,7 @@ import (
 	"capsule/internal/logs"
 	"capsule/internal/network"
 	"capsule/internal/store"
+	"capsule/internal/token"
 	"capsule/internal/version"
 )
 
@@ -88,10 +89,17 @@ func New(o Options) (*grpc.Server, error) {
 	}
 	strangers := newRefusals()
 	g := &gate{log: o.Log, mode: o.Machine.Mode, id: o.Identity, strangers: strangers, version: metadata.Pairs(version.Header, o.Version)}
-	w := &webSide{Options: o, id: o.Identity, metrics: newMetrics(o), refusals: strangers}
+	var book *token.Book
+	if o.Store != nil {
+		var err error
+		if book, err = token.Open(o.Store.Bucket("tokens")); err != nil {
+			o.Log.Error("no tokens are let in", "error", err)
+		}
+	}
+	w := &webSide{Options: o, tokens: book, id: o.Identity, metrics: newMetrics(o), refusals: strangers}
 	recorder := &auditor{log: o.Audit}
 	s := grpc.NewServer(
-		grpc.Creds(&loggedTLS{TransportCredentials: credentials.NewTLS(forHTTP(o.TLS)), log: o.Log, refusals: strangers, web: w}),
+		grpc.Creds(&loggedTLS{TransportCredentials: credentials.NewTLS(forHTTP(o.TLS, book)), log: o.Log, refusals: strangers, web: w}),
 		grpc.ChainUnaryInterceptor(recorder.unary, g.unary),
 		grpc.ChainStreamInterceptor(recorder.stream, g.stream),
 		grpc.MaxRecvMsgSize(messageMax),
@@ -112,6 +120,7 @@ func New(o Options) (*grpc.Server, error) {
 	capsulev1.RegisterCapsuleServiceServer(s, &capsule{Options: o})
 	capsulev1.RegisterEventServiceServer(s, &events{Options: o})
 	capsulev1.RegisterStatsServiceServer(s, &stats{Options: o})
+	capsulev1.RegisterTokenServiceServer(s, &tokens{book: book})
 	capsulev1.RegisterAccessServiceServer(s, &access{Options: o, refusals: strangers})
 	reflection.Register(s)
 	roles, err := methodRoles(s.GetServiceInfo())
