@@ -126,7 +126,7 @@ func followEvents(ctx context.Context, a *app, f *capsulev1.EventFilter, tail in
 		err := watchEvents(ctx, a, f)
 		switch {
 		case ctx.Err() != nil:
-			return nil // ending a follow is no failure
+			return nil //nolint:nilerr // ending a follow is no failure
 		case !isBreak(err):
 			return err
 		}
