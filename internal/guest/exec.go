@@ -222,7 +222,7 @@ func (x *execution) follow(ctx context.Context) (*capsulev1.ExecExit, error) {
 				callerLeft = nil
 				continue
 			}
-			x.kill()
+			x.kill(ctx)
 			<-ended
 			return nil, err
 		}
@@ -230,8 +230,8 @@ func (x *execution) follow(ctx context.Context) (*capsulev1.ExecExit, error) {
 }
 
 // kill ends the command with all that it started.
-func (x *execution) kill() {
-	ctx, cancel := context.WithTimeout(context.Background(), endMax)
+func (x *execution) kill(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endMax)
 	defer cancel()
 	_ = process.KillFamily(ctx, "/proc", x.child.Pid)
 	_ = x.child.Kill()

@@ -161,7 +161,7 @@ func (l *Loop) watchHealth(ctx context.Context, obj *v1.Object, m *memory, d dec
 		return // until it has an address
 	}
 	driver, id := l.opts.Drivers[run.Kind], run.ID
-	l.prober.Watch(obj.Meta.Name, health.Target{
+	l.prober.Watch(obj.Meta.Name, health.Target{ //nolint:contextcheck // checks go on after this call
 		Run: runOf(run), Check: check, Started: run.StartedAt, Before: d.Status.Health,
 		Place: health.Place{
 			Addresses: addressesOf(mode, m),
