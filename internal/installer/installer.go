@@ -2,6 +2,7 @@ package installer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -40,15 +41,18 @@ func New(o Options) *Installer { return &Installer{Options: o} }
 func (i *Installer) Disks() []Candidate {
 	var list []Candidate
 	for _, d := range disk.Devices(i.Sysfs) {
-		c := Candidate{Device: d, Booted: d.Name == i.Boot.Disk}
 		contents, err := contentsOf(d)
-		if err != nil {
-			c.Fault = err.Error()
-		}
-		c.Contents = contents
-		list = append(list, c)
+		list = append(list, i.candidate(d, contents, err))
 	}
 	return list
+}
+
+func (i *Installer) candidate(d disk.Device, contents []disk.Content, err error) Candidate {
+	c := Candidate{Device: d, Contents: contents, Booted: d.Name == i.Boot.Disk}
+	if err != nil {
+		c.Fault = err.Error()
+	}
+	return c
 }
 
 func contentsOf(d disk.Device) ([]disk.Content, error) {
@@ -91,10 +95,10 @@ func (i *Installer) Install(ctx context.Context, choice Choice, planned string, 
 		return err
 	}
 	if plan.Digest != planned {
-		return fmt.Errorf("disk %s has changed since it was shown: look at it again: %w", named(plan.Disk), errdefs.ErrAborted)
+		return changed(plan.Disk)
 	}
 	i.Log.Info("install", "disk", plan.Disk.ID(), "name", plan.Disk.Name)
-	if err := i.install(ctx, plan.Disk, progress); err != nil {
+	if err := i.install(ctx, plan, progress); err != nil {
 		return fmt.Errorf("install on disk %s: %w", named(plan.Disk), err)
 	}
 	i.mu.Lock()
@@ -105,7 +109,12 @@ func (i *Installer) Install(ctx context.Context, choice Choice, planned string, 
 	return nil
 }
 
-func (i *Installer) install(ctx context.Context, target Candidate, progress func(Progress)) error {
+func changed(c Candidate) error {
+	return fmt.Errorf("disk %s has changed since it was shown: look at it again: %w", named(c), errdefs.ErrAborted)
+}
+
+func (i *Installer) install(ctx context.Context, plan Plan, progress func(Progress)) error {
+	target := plan.Disk
 	table, err := disk.NewTable(target.Sector, target.Bytes/uint64(target.Sector))
 	if err != nil {
 		return err
@@ -127,7 +136,7 @@ func (i *Installer) install(ctx context.Context, target Candidate, progress func
 		return fmt.Errorf("open the stick: %w", err)
 	}
 	defer system.Close()
-	to, err := openDevice(target.Path())
+	to, err := i.open(target.Path(), plan)
 	if err != nil {
 		return err
 	}
@@ -140,6 +149,27 @@ func (i *Installer) install(ctx context.Context, target Candidate, progress func
 		defer closeAll()
 		return write(ctx, to, table, Source{System: system, Root: root, Files: files}, progress)
 	})
+}
+
+// open opens the disk of the plan for writing, and makes sure that it's this one, with
+// what was shown on it. While it's open nobody else can take it, nor can another disk
+// take its place.
+func (i *Installer) open(path string, plan Plan) (*device, error) {
+	to, err := openDevice(path)
+	if err != nil {
+		return nil, err
+	}
+	d, err := to.describe(i.Sysfs)
+	if err == nil {
+		contents, failed := disk.Contents(to, d.Sector, d.Bytes)
+		if c := i.candidate(d, contents, failed); c.Booted || digest(c) != plan.Digest {
+			err = changed(c)
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, to.Close())
+	}
+	return to, nil
 }
 
 // dropSeed takes the seed from the stick, which the new capsule has now: two of them
