@@ -93,7 +93,9 @@ func (id *Identity) used(o Operator) {
 	}
 	if err := id.put(next); err != nil { // done at the next use
 		slog.Error("write down the first use of a key", "operator", o.Name, "error", err)
+		return
 	}
+	id.handOver(o.RenewedFrom, o.Key)
 }
 
 // Own gives a certificate for the capsule's calls to itself: a reader's, whose
@@ -119,29 +121,42 @@ func (id *Identity) Own() (tls.Certificate, error) {
 // ownLife is that of a certificate that ends with the process.
 const ownLife = 50 * 365 * 24 * time.Hour
 
-// WhenRevoked calls cut once, if this certificate's key is revoked before release.
+// open is a call under way: the key that it would end with, and how.
+type open struct {
+	key string
+	cut func()
+}
+
+// WhenRevoked calls cut once, if this certificate's key is revoked before release,
+// or one that replaced it meanwhile.
 func (id *Identity) WhenRevoked(cert *x509.Certificate, cut func()) (release func()) {
-	key, call := KeyID(cert), new(func())
-	*call = cut
+	call := &open{KeyID(cert), cut}
 	id.mu.Lock()
 	defer id.mu.Unlock()
-	id.calls[key] = append(id.calls[key], call)
+	id.calls[call] = true
 	return func() {
 		id.mu.Lock()
 		defer id.mu.Unlock()
-		id.calls[key] = slices.DeleteFunc(id.calls[key], func(other *func()) bool { return other == call })
-		if len(id.calls[key]) == 0 {
-			delete(id.calls, key)
+		delete(id.calls, call)
+	}
+}
+
+// handOver has the calls of a key end with another one, that of the same operator:
+// they go on when theirs leaves the list. id.mu is held.
+func (id *Identity) handOver(from, to string) {
+	for call := range id.calls {
+		if call.key == from {
+			call.key = to
 		}
 	}
 }
 
 // cut ends the calls under way of operators that were revoked. id.mu is held.
 func (id *Identity) cut(removed []Operator) {
-	for _, o := range removed {
-		for _, call := range id.calls[o.Key] {
-			go (*call)() // it may ask us something
+	for call := range id.calls {
+		if slices.ContainsFunc(removed, func(o Operator) bool { return o.Key == call.key }) {
+			go call.cut() // it may ask us something
+			delete(id.calls, call)
 		}
-		delete(id.calls, o.Key)
 	}
 }

@@ -87,14 +87,14 @@ type Identity struct {
 	window  *window              // nil when nobody can claim
 	self    string               // key of our own calls
 	seen    map[string]time.Time // by key
-	calls   map[string][]*func() // what ends the calls under way, by key
+	calls   map[*open]bool       // under way
 	watch   []func()
 }
 
 func newIdentity(ca *CA) *Identity {
 	return &Identity{
 		ca: ca.Cert, authority: ca, write: durable.WriteFile,
-		seen: map[string]time.Time{}, calls: map[string][]*func(){},
+		seen: map[string]time.Time{}, calls: map[*open]bool{},
 	}
 }
 

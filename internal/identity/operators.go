@@ -310,12 +310,20 @@ func (id *Identity) Renew(caller *x509.Certificate, r Request) (*x509.Certificat
 		return nil, err
 	}
 	r.Name = from.Name
-	return id.admit(r, role, from.GrantedBy, time.Duration(from.LifeSeconds)*time.Second, func(l *list, o Operator) error {
-		// One renewal at a time: the one before was never used.
-		l.remove(func(other Operator) bool { return other.RenewedFrom == from.Key })
+	var dropped []Operator
+	cert, err := id.admit(r, role, from.GrantedBy, time.Duration(from.LifeSeconds)*time.Second, func(l *list, o Operator) error {
+		// One renewal at a time: the one before was never used, or not that it is known.
+		dropped = l.remove(func(other Operator) bool { return other.RenewedFrom == from.Key })
 		o.RenewedFrom = from.Key
 		return l.add(o)
 	})
+	if err != nil {
+		return nil, err
+	}
+	for _, o := range dropped {
+		id.handOver(o.Key, from.Key)
+	}
+	return cert, nil
 }
 
 // admit signs a request and changes the list by it. id.mu is held.

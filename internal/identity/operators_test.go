@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	capsulev1 "capsule/api/capsule/v1"
+	"capsule/internal/durable"
 )
 
 const (
@@ -348,5 +349,64 @@ func TestOwn(t *testing.T) {
 	}
 	if len(id.List()) != 0 || id.Claimed() {
 		t.Error("it is in the list")
+	}
+}
+
+// renew gives the operator of a certificate one for another key.
+func renew(t *testing.T, id *Identity, old *x509.Certificate) *x509.Certificate {
+	t.Helper()
+	r, err := ParseRequest(request(t, "renew"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := id.Renew(old, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert
+}
+
+// A call under way ends with its operator, although its key was replaced since.
+func TestRevokeCutsCallsOfReplacedKeys(t *testing.T) {
+	type step func(t *testing.T, id *Identity, old *x509.Certificate) (opened, last *x509.Certificate)
+	for name, replace := range map[string]step{
+		"renewed": func(t *testing.T, id *Identity, old *x509.Certificate) (opened, last *x509.Certificate) {
+			return old, old
+		},
+		// Its first use could not be written down, so the old key may renew again.
+		"renewal given up": func(t *testing.T, id *Identity, old *x509.Certificate) (opened, last *x509.Certificate) {
+			opened = renew(t, id, old)
+			id.write = (&cutAt{1, false}).write
+			if _, err := id.Admit(opened); err != nil {
+				t.Fatal(err)
+			}
+			id.write = durable.WriteFile
+			return opened, old
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ca := newCA(t)
+			ben := operator(t, ca, reader, time.Hour)
+			id, _, _ := seededWith(t, ca, operator(t, ca, admin, time.Hour), ben)
+			opened, last := replace(t, id, certOf(t, ben))
+			cut := make(chan struct{})
+			id.WhenRevoked(opened, func() { close(cut) })
+			release := id.WhenRevoked(opened, func() { t.Error("a call that was over is cut") })
+			for range 2 {
+				last = renew(t, id, last)
+				if _, err := id.Admit(last); err != nil {
+					t.Fatal(err)
+				}
+			}
+			release()
+			if _, err := id.Revoke("", KeyFingerprint(last)); err != nil {
+				t.Fatal(err)
+			}
+			select {
+			case <-cut:
+			case <-time.After(10 * time.Second):
+				t.Error("it goes on")
+			}
+		})
 	}
 }
