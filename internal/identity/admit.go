@@ -37,26 +37,22 @@ func (id *Identity) admitAt(cert *x509.Certificate, at time.Time) (capsulev1.Rol
 		return 0, fmt.Errorf("certificate of %q expired on %s; have another admin grant a new one, or claim the capsule again with a file capsule/reclaim on its ESP: %w",
 			cert.Subject.CommonName, cert.NotAfter.Format(time.DateOnly), errdefs.ErrUnauthenticated)
 	}
-	o := id.list.find(key)
-	if o == nil && id.list.Adopting && !slices.Contains(id.list.Revoked, key) {
+	o, err := id.listed(cert)
+	if id.adoptable(key) {
 		o, err = id.adopt(cert)
 	}
 	if err != nil {
 		return 0, err
-	}
-	if o == nil {
-		return 0, notListed(cert)
-	}
-	if o.Role != RoleName(role) {
-		return 0, fmt.Errorf("certificate of %q says role %q, and its key was let in as %q: %w", cert.Subject.CommonName, RoleName(role), o.Role, errdefs.ErrUnauthenticated)
 	}
 	id.seen[key] = at
 	id.used(*o)
 	return role, nil
 }
 
-func notListed(cert *x509.Certificate) error {
-	return fmt.Errorf("key %s of %q is not let in: it was revoked, or never granted: %w", KeyFingerprint(cert), cert.Subject.CommonName, errdefs.ErrUnauthenticated)
+// adoptable tells whether nothing is known of a key that an older version would
+// have let in. id.mu is held.
+func (id *Identity) adoptable(key string) bool {
+	return id.list.Adopting && id.list.find(key) == nil && !slices.Contains(id.list.Revoked, key)
 }
 
 // adopt writes a certificate down that an older version's list would hold. What

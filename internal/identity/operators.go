@@ -272,9 +272,25 @@ func (id *Identity) List() []Operator {
 	return all
 }
 
+// listed finds the operator of a certificate. id.mu is held.
+func (id *Identity) listed(cert *x509.Certificate) (*Operator, error) {
+	o := id.list.find(KeyID(cert))
+	if o == nil {
+		return nil, fmt.Errorf("key %s of %q is not let in: it was revoked, or never granted: %w", KeyFingerprint(cert), cert.Subject.CommonName, errdefs.ErrUnauthenticated)
+	}
+	role, err := Role(cert)
+	if err != nil {
+		return nil, err
+	}
+	if o.Role != RoleName(role) {
+		return nil, fmt.Errorf("certificate of %q says role %q, and its key was let in as %q: %w", cert.Subject.CommonName, RoleName(role), o.Role, errdefs.ErrUnauthenticated)
+	}
+	return o, nil
+}
+
 // Grant lets in who made the request. No name means the request's own, no ttl
-// the default.
-func (id *Identity) Grant(by, name string, role capsulev1.Role, r Request, ttl time.Duration) (*x509.Certificate, error) {
+// the default. The caller may have been revoked while it waited.
+func (id *Identity) Grant(caller *x509.Certificate, name string, role capsulev1.Role, r Request, ttl time.Duration) (*x509.Certificate, error) {
 	if name != "" {
 		if err := checkName(name); err != nil {
 			return nil, err
@@ -292,7 +308,11 @@ func (id *Identity) Grant(by, name string, role capsulev1.Role, r Request, ttl t
 	}
 	id.mu.Lock()
 	defer id.mu.Unlock()
-	return id.admit(r, role, by, ttl, func(l *list, o Operator) error { return l.add(o) })
+	by, err := id.mayChange(caller)
+	if err != nil {
+		return nil, err
+	}
+	return id.admit(r, role, by.Name, ttl, func(l *list, o Operator) error { return l.add(o) })
 }
 
 // Renew gives a caller a certificate for a new key. The old key serves until the
@@ -300,18 +320,13 @@ func (id *Identity) Grant(by, name string, role capsulev1.Role, r Request, ttl t
 func (id *Identity) Renew(caller *x509.Certificate, r Request) (*x509.Certificate, error) {
 	id.mu.Lock()
 	defer id.mu.Unlock()
-	old := id.list.find(KeyID(caller))
-	if old == nil {
-		return nil, notListed(caller)
-	}
-	from := *old
-	role, err := Role(caller)
+	from, err := id.mayChange(caller)
 	if err != nil {
 		return nil, err
 	}
 	r.Name = from.Name
 	var dropped []Operator
-	cert, err := id.admit(r, role, from.GrantedBy, time.Duration(from.LifeSeconds)*time.Second, func(l *list, o Operator) error {
+	cert, err := id.admit(r, RoleNamed(from.Role), from.GrantedBy, time.Duration(from.LifeSeconds)*time.Second, func(l *list, o Operator) error {
 		// One renewal at a time: the one before was never used, or not that it is known.
 		dropped = l.remove(func(other Operator) bool { return other.RenewedFrom == from.Key })
 		o.RenewedFrom = from.Key
@@ -347,15 +362,16 @@ func (id *Identity) admit(r Request, role capsulev1.Role, by string, ttl time.Du
 }
 
 // Revoke shuts out all keys of a name, or the one whose fingerprint begins so.
-// The last admin stays: nobody could undo it.
-func (id *Identity) Revoke(name, fingerprint string) ([]Operator, error) {
+// The last admin stays: nobody could undo it. The caller may have been revoked
+// while it waited.
+func (id *Identity) Revoke(caller *x509.Certificate, name, fingerprint string) ([]Operator, error) {
 	if name == "" && fingerprint == "" {
 		return nil, fmt.Errorf("revoke: name an operator or a key: %w", errdefs.ErrInvalidArgument)
 	}
 	digits := strings.ToLower(strings.ReplaceAll(fingerprint, ":", ""))
 	id.mu.Lock()
 	defer id.mu.Unlock()
-	if err := id.changeable(); err != nil {
+	if _, err := id.mayChange(caller); err != nil {
 		return nil, err
 	}
 	keys, err := id.meant(name, digits)
@@ -403,6 +419,18 @@ func (id *Identity) changeable() error {
 		return fmt.Errorf("the capsule's identity can't be changed in recovery mode: %w", errdefs.ErrFailedPrecondition)
 	}
 	return nil
+}
+
+// mayChange gives the operator who is about to change the list. id.mu is held.
+func (id *Identity) mayChange(caller *x509.Certificate) (Operator, error) {
+	if err := id.changeable(); err != nil {
+		return Operator{}, err
+	}
+	o, err := id.listed(caller)
+	if err != nil {
+		return Operator{}, err
+	}
+	return *o, nil
 }
 
 // put makes the list the one in force, on the disk first. id.mu is held.

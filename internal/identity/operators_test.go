@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
 
 	capsulev1 "capsule/api/capsule/v1"
 	"capsule/internal/durable"
@@ -118,7 +119,7 @@ func TestAdoption(t *testing.T) {
 	if all := id.List(); len(all) != 2 || all[0].GrantedBy != byAdopted {
 		t.Errorf("adopted: %+v", all)
 	}
-	if _, err := id.Revoke("", KeyFingerprint(certOf(t, ben))[:14]); err != nil {
+	if _, err := id.Revoke(certOf(t, ann), "", KeyFingerprint(certOf(t, ben))[:14]); err != nil {
 		t.Fatal(err)
 	}
 	if id, err = Load(dir, seed); err != nil {
@@ -208,15 +209,15 @@ func TestRevoke(t *testing.T) {
 		"all of them":    {"anna", "", errdefs.IsFailedPrecondition},
 		"another's name": {"eve", KeyFingerprint(second), errdefs.IsNotFound},
 	} {
-		if _, err := id.Revoke(c.name, c.key); !c.want(err) {
+		if _, err := id.Revoke(first, c.name, c.key); !c.want(err) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if gone, err := id.Revoke("anna", strings.ToUpper(KeyFingerprint(second))); err != nil || len(gone) != 1 || gone[0].Key != KeyID(second) {
+	if gone, err := id.Revoke(first, "anna", strings.ToUpper(KeyFingerprint(second))); err != nil || len(gone) != 1 || gone[0].Key != KeyID(second) {
 		t.Fatalf("%+v, %v", gone, err)
 	}
 	<-cut
-	if _, err := id.Revoke("", KeyID(first)); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "nobody else is an admin") {
+	if _, err := id.Revoke(first, "", KeyID(first)); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "nobody else is an admin") {
 		t.Errorf("the last admin: %v", err)
 	}
 	again, err := Load(dir, seed)
@@ -233,14 +234,15 @@ func TestExpiredAdminIsNoAdmin(t *testing.T) {
 	ca := newCA(t)
 	ann := operator(t, ca, admin, time.Hour)
 	id, _, _ := seededWith(t, ca, ann, operator(t, ca, admin, -time.Hour))
-	if _, err := id.Revoke("", KeyFingerprint(certOf(t, ann))); !errdefs.IsFailedPrecondition(err) {
+	if _, err := id.Revoke(certOf(t, ann), "", KeyFingerprint(certOf(t, ann))); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("got %v", err)
 	}
 }
 
 func TestListIsBounded(t *testing.T) {
 	ca := newCA(t)
-	id, _, _ := seededWith(t, ca, operator(t, ca, admin, time.Hour))
+	ann := operator(t, ca, admin, time.Hour)
+	id, _, _ := seededWith(t, ca, ann)
 	for len(id.list.Operators) < operatorsMax {
 		id.list.Operators = append(id.list.Operators, Operator{Key: "x", Role: "reader"})
 	}
@@ -248,7 +250,7 @@ func TestListIsBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := id.Grant("ann", "", reader, r, 0); !errdefs.IsResourceExhausted(err) {
+	if _, err := id.Grant(certOf(t, ann), "", reader, r, 0); !errdefs.IsResourceExhausted(err) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -256,13 +258,14 @@ func TestListIsBounded(t *testing.T) {
 // What can't be written is not in force.
 func TestGrantIsDurableFirst(t *testing.T) {
 	ca := newCA(t)
-	id, _, _ := seededWith(t, ca, operator(t, ca, admin, time.Hour))
+	ann := operator(t, ca, admin, time.Hour)
+	id, _, _ := seededWith(t, ca, ann)
 	id.write = (&cutAt{1, false}).write
 	r, err := ParseRequest(request(t, "ben"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := id.Grant("ann", "", reader, r, 0); err == nil || len(id.List()) != 1 {
+	if _, err := id.Grant(certOf(t, ann), "", reader, r, 0); err == nil || len(id.List()) != 1 {
 		t.Errorf("let in: %+v, %v", id.List(), err)
 	}
 }
@@ -304,7 +307,7 @@ func TestRecoveryFollowsTheList(t *testing.T) {
 	id, dir, seed := seededWith(t, ca, ann, ben)
 	changes := make(chan struct{}, 8)
 	id.OnChange(func() { changes <- struct{}{} })
-	if _, err := id.Revoke("", KeyFingerprint(certOf(t, ben))); err != nil {
+	if _, err := id.Revoke(certOf(t, ann), "", KeyFingerprint(certOf(t, ben))); err != nil {
 		t.Fatal(err)
 	}
 	<-changes
@@ -387,7 +390,8 @@ func TestRevokeCutsCallsOfReplacedKeys(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			ca := newCA(t)
 			ben := operator(t, ca, reader, time.Hour)
-			id, _, _ := seededWith(t, ca, operator(t, ca, admin, time.Hour), ben)
+			ann := operator(t, ca, admin, time.Hour)
+			id, _, _ := seededWith(t, ca, ann, ben)
 			opened, last := replace(t, id, certOf(t, ben))
 			cut := make(chan struct{})
 			id.WhenRevoked(opened, func() { close(cut) })
@@ -399,7 +403,7 @@ func TestRevokeCutsCallsOfReplacedKeys(t *testing.T) {
 				}
 			}
 			release()
-			if _, err := id.Revoke("", KeyFingerprint(last)); err != nil {
+			if _, err := id.Revoke(certOf(t, ann), "", KeyFingerprint(last)); err != nil {
 				t.Fatal(err)
 			}
 			select {
@@ -409,4 +413,53 @@ func TestRevokeCutsCallsOfReplacedKeys(t *testing.T) {
 			}
 		})
 	}
+}
+
+func parsedRequest(t *testing.T, der []byte) Request {
+	t.Helper()
+	r, err := ParseRequest(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// Whose call was let in, and who was revoked while it waited for its turn, changes
+// nothing any more; nor does who came back with a lower role.
+func TestRevokedAdminChangesNothing(t *testing.T) {
+	ca := newCA(t)
+	ann, ben := operator(t, ca, admin, time.Hour), operator(t, ca, admin, time.Hour)
+	id, _, _ := seededWith(t, ca, ann, ben)
+	gone := certOf(t, ben)
+	refused := func() {
+		t.Helper()
+		before := id.List()
+		for name, change := range map[string]func() error{
+			"grant": func() error {
+				_, err := id.Grant(gone, "", admin, parsedRequest(t, request(t, "eve")), 0)
+				return err
+			},
+			"revoke": func() error { _, err := id.Revoke(gone, "", KeyFingerprint(certOf(t, ann))); return err },
+			"renew":  func() error { _, err := id.Renew(gone, parsedRequest(t, request(t, "eve"))); return err },
+		} {
+			if err := change(); !errdefs.IsUnauthorized(err) {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		if diff := cmp.Diff(before, id.List()); diff != "" {
+			t.Error(diff)
+		}
+	}
+	if _, err := id.Revoke(certOf(t, ann), "", KeyFingerprint(gone)); err != nil {
+		t.Fatal(err)
+	}
+	refused()
+	key, err := x509.ParsePKIXPublicKey(gone.RawSubjectPublicKeyInfo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := id.Grant(certOf(t, ann), "", reader, Request{Name: "ben", key: key, id: KeyID(gone)}, 0); err != nil {
+		t.Fatal(err)
+	}
+	refused()
 }

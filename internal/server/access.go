@@ -75,7 +75,7 @@ func (s *access) GrantOperator(ctx context.Context, req *capsulev1.GrantOperator
 		}
 		ttl = d.AsDuration()
 	}
-	cert, err := s.Identity.Grant(caller.Subject.CommonName, req.GetName(), req.GetRole(), r, ttl)
+	cert, err := s.Identity.Grant(caller, req.GetName(), req.GetRole(), r, ttl)
 	if err != nil {
 		return nil, err
 	}
@@ -89,7 +89,7 @@ func (s *access) RevokeOperator(ctx context.Context, req *capsulev1.RevokeOperat
 	if err != nil {
 		return nil, err
 	}
-	removed, err := s.Identity.Revoke(req.GetName(), req.GetKeyFingerprint())
+	removed, err := s.Identity.Revoke(caller, req.GetName(), req.GetKeyFingerprint())
 	if err != nil {
 		return nil, err
 	}
