@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -28,63 +29,28 @@ type Options struct {
 // would have the first one's identity.
 type Installer struct {
 	Options
-	working sync.Mutex
+	working   sync.Mutex
+	takenFile string
+	read      func(disk.Device) ([]disk.Content, error)
 
-	mu   sync.Mutex
-	done string // id of the disk that was installed
+	mu       sync.Mutex
+	readings map[disk.Device]*reading // that are under way
 }
 
 // New makes an Installer.
-func New(o Options) *Installer { return &Installer{Options: o} }
-
-// Disks lists the disks of this machine, and reads them to tell what they hold.
-func (i *Installer) Disks() []Candidate {
-	var list []Candidate
-	for _, d := range disk.Devices(i.Sysfs) {
-		contents, err := contentsOf(d)
-		list = append(list, i.candidate(d, contents, err))
-	}
-	return list
-}
-
-func (i *Installer) candidate(d disk.Device, contents []disk.Content, err error) Candidate {
-	c := Candidate{Device: d, Contents: contents, Booted: d.Name == i.Boot.Disk}
-	if err != nil {
-		c.Fault = err.Error()
-	}
-	return c
-}
-
-func contentsOf(d disk.Device) ([]disk.Content, error) {
-	f, err := os.Open(d.Path())
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return disk.Contents(f, d.Sector, d.Bytes)
+func New(o Options) *Installer {
+	return &Installer{Options: o, takenFile: takenFile, read: contentsOf, readings: map[disk.Device]*reading{}}
 }
 
 // Plan says what would be done.
 func (i *Installer) Plan(choice Choice) (Plan, error) {
 	p, err := NewPlan(i.Disks(), choice)
-	if err != nil {
-		return Plan{}, err
-	}
-	return p, i.once(p.Disk)
-}
-
-// once refuses a second machine.
-func (i *Installer) once(c Candidate) error {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if i.done != "" && !c.Is(i.done) {
-		return fmt.Errorf("disk %q has got this capsule's identity already: restart from the stick to install another capsule: %w", i.done, errdefs.ErrFailedPrecondition)
-	}
-	return nil
+	return i.once(p, choice, err)
 }
 
 // Install does what the plan with this digest says. It stops when ctx ends, which
-// leaves a disk that doesn't boot and that the next run takes as empty.
+// leaves a disk that doesn't boot and that the next run takes as empty; but its last
+// step, once begun, is brought to its end.
 func (i *Installer) Install(ctx context.Context, choice Choice, planned string, progress func(Progress)) (err error) {
 	if !i.working.TryLock() {
 		return fmt.Errorf("another installation is under way: %w", errdefs.ErrFailedPrecondition)
@@ -101,11 +67,11 @@ func (i *Installer) Install(ctx context.Context, choice Choice, planned string, 
 	if err := i.install(ctx, plan, progress); err != nil {
 		return fmt.Errorf("install on disk %s: %w", named(plan.Disk), err)
 	}
-	i.mu.Lock()
-	i.done = plan.Disk.ID()
-	i.mu.Unlock()
 	i.Log.Info("installed", "disk", plan.Disk.ID())
-	i.dropSeed()
+	if err := i.dropSeed(); err != nil {
+		return fmt.Errorf("disk %s is installed and verified, but a seed may still be on the stick: remove file %q from its first partition, or the next capsule has the same identity: %w",
+			named(plan.Disk), disk.SeedFile, err)
+	}
 	return nil
 }
 
@@ -141,14 +107,19 @@ func (i *Installer) install(ctx context.Context, plan Plan, progress func(Progre
 		return err
 	}
 	defer to.Close()
-	return i.Boot.WithESP(disk.ReadOnly, func(dir string) error {
+	var w *writer
+	if err := i.Boot.WithESP(disk.ReadOnly, func(dir string) error {
 		files, closeAll, err := espFiles(dir, i.Boot.Slot, root, who)
 		if err != nil {
 			return err
 		}
 		defer closeAll()
-		return write(ctx, to, table, Source{System: system, Root: root, Files: files}, progress)
-	})
+		w = newWriter(ctx, to, table, Source{System: system, Root: root, Files: files}, progress)
+		return w.fill()
+	}); err != nil {
+		return err
+	}
+	return i.finish(w, target.Device)
 }
 
 // open opens the disk of the plan for writing, and makes sure that it's this one, with
@@ -174,17 +145,18 @@ func (i *Installer) open(path string, plan Plan) (*device, error) {
 
 // dropSeed takes the seed from the stick, which the new capsule has now: two of them
 // with one identity could not be told apart. It's all that is ever written there.
-func (i *Installer) dropSeed() {
+func (i *Installer) dropSeed() error {
 	seeded := false
 	err := i.Boot.WithESP(disk.ReadOnly, func(dir string) error {
 		_, err := os.Stat(filepath.Join(dir, disk.SeedFile))
 		seeded = err == nil
-		return nil
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
 	})
-	if err == nil && seeded {
-		err = i.Boot.WithESP(disk.Writable, func(dir string) error { return os.Remove(filepath.Join(dir, disk.SeedFile)) })
+	if err != nil || !seeded {
+		return err
 	}
-	if err != nil {
-		i.Log.Error("remove the seed from the stick: use it for no other capsule", "error", err)
-	}
+	return i.Boot.WithESP(disk.Writable, func(dir string) error { return os.Remove(filepath.Join(dir, disk.SeedFile)) })
 }

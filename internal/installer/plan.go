@@ -9,6 +9,7 @@
 //
 // The last step is the partition table, and of it the first sector of the disk.
 // Before it, no firmware boots from there, and the next run takes the disk as empty.
+// That step isn't stopped; when it fails, it's undone.
 package installer
 
 import (
