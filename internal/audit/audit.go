@@ -11,7 +11,9 @@
 // that would be read.
 //
 // Refused calls have files of their own: whoever is not let in can't push out
-// what was changed by those who are.
+// what was changed by those who are. Nor can who is let in and changes nothing: of
+// refusals, and of calls that came to nothing, each operator has a quota, and the
+// others are counted. A call that did change something always has its record.
 package audit
 
 import (
@@ -24,7 +26,8 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/time/rate"
+
+	"capsule/internal/quota"
 )
 
 // Limits of what is kept, of each file and of all.
@@ -34,11 +37,18 @@ const (
 	Files       = 4       // of each kind; the oldest goes
 )
 
-// Refusals that are recorded, so that strangers can't wear the disk out: so many
-// at once, then one after each of these. The others are counted.
+// What is recorded of each operator's refusals, so that nobody can wear the disk out or
+// hide another: so many at once, then one after each of these.
 const (
 	refusalsBurst = 100
 	refusalEvery  = time.Second
+)
+
+// And of the calls that came to nothing. They stand among the changes, whose files
+// one operator fills in four weeks at this rate.
+const (
+	triesBurst = 100
+	tryEvery   = time.Minute
 )
 
 const (
@@ -90,7 +100,8 @@ type Log struct {
 	log      *slog.Logger
 	changes  *book
 	refusals *book
-	strain   *rate.Limiter // of refusals
+	refused  *quota.Quota // of refusals, by whose they are
+	tried    *quota.Quota // of calls that came to nothing, by operator
 
 	mu        sync.Mutex
 	timer     *time.Timer // until the next sync; nil when all is on the disk
@@ -104,7 +115,10 @@ func Open(dir string, log *slog.Logger) (*Log, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open the audit log: %w", err)
 	}
-	l := &Log{log: log, followers: map[chan Record]bool{}, strain: rate.NewLimiter(rate.Every(refusalEvery), refusalsBurst)}
+	l := &Log{
+		log: log, followers: map[chan Record]bool{},
+		refused: quota.New(refusalEvery, refusalsBurst), tried: quota.New(tryEvery, triesBurst),
+	}
 	var err error
 	if l.changes, err = openBook(dir, "changes", ChangesMax); err != nil {
 		return nil, fmt.Errorf("open the audit log: %w", err)
@@ -118,15 +132,31 @@ func Open(dir string, log *slog.Logger) (*Log, error) {
 // Changed appends a call that was let in and may have changed something.
 func (l *Log) Changed(r Record) { l.append(l.changes, r) }
 
-// Refused appends a call that was not let in, or counts it where there are many.
-func (l *Log) Refused(r Record) {
-	if l.strain.Allow() {
+// Tried appends a call that was let in and changed nothing, or counts it where its
+// operator has made many. That is told by name: a key is renewed.
+func (l *Log) Tried(r Record) {
+	if l.tried.Allow(r.Operator) {
+		l.append(l.changes, r)
+		return
+	}
+	l.count(l.changes)
+}
+
+// Refused appends a call that was not let in, or counts it where there are many;
+// by is whose quota it is of.
+func (l *Log) Refused(r Record, by string) {
+	if l.refused.Allow(by) {
 		l.append(l.refusals, r)
 		return
 	}
+	l.count(l.refusals)
+}
+
+// count notes a call that has no record.
+func (l *Log) count(b *book) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.refusals.lost++
+	b.lost++
 }
 
 func (l *Log) append(b *book, r Record) {

@@ -15,6 +15,7 @@ import (
 	capsulev1 "capsule/api/capsule/v1"
 	"capsule/internal/claim"
 	"capsule/internal/identity"
+	"capsule/internal/quota"
 )
 
 // access is who may enter.
@@ -22,7 +23,15 @@ type access struct {
 	capsulev1.UnimplementedAccessServiceServer
 	Options
 	refusals *refusals
+	renewals *quota.Quota // by operator
 }
+
+// Renewals of one operator: so many at once, for answers that got lost, then one
+// after each of these. Each is a change of the list, on /perm and on the ESP.
+const (
+	renewalsBurst = 3
+	renewalEvery  = time.Minute
+)
 
 // Claim is the one method that needs no certificate: its proof is bound to the
 // connection, so whoever relays it has nothing.
@@ -37,7 +46,7 @@ func (s *access) Claim(ctx context.Context, req *capsulev1.ClaimRequest) (*capsu
 	}
 	cert, proof, err := s.Identity.Claim(export, req.GetCsr(), req.GetProof())
 	if err != nil {
-		s.refusals.log(s.Log, "claim refused", "from", from, "reason", err)
+		s.refusals.log(s.Log, byClaimer, "claim refused", "from", from, "reason", err)
 		return nil, err
 	}
 	about(ctx, "operator/"+cert.Subject.CommonName)
@@ -109,6 +118,9 @@ func (s *access) RenewCertificate(ctx context.Context, req *capsulev1.RenewCerti
 	r, err := identity.ParseRequest(req.GetCsr())
 	if err != nil {
 		return nil, err
+	}
+	if name := caller.Subject.CommonName; !s.renewals.Allow(name) {
+		return nil, fmt.Errorf("certificates of %q were just renewed, which is done once in %v: wait that long: %w", name, renewalEvery, errdefs.ErrResourceExhausted)
 	}
 	cert, err := s.Identity.Renew(caller, r)
 	if err != nil {

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -178,6 +179,56 @@ func TestAuditOfAccess(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// Nobody pushes what was changed out of the log: neither a reader, by the one change
+// that it may make, nor an operator by calls that come to nothing. What did change
+// something has its record whatever came before, and all calls are counted.
+func TestAuditIsNotFlooded(t *testing.T) {
+	l, err := audit.Open(t.TempDir(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	g := newGuarded(t, capsulev1.Role_ROLE_OPERATOR, func(o *Options) { o.Audit = l })
+	ctx, as, objects := limit(t), capsulev1.NewAccessServiceClient(g.conn), capsulev1.NewObjectServiceClient(g.conn)
+	const times = 300
+	made := 0
+	name := func() string { made++; return fmt.Sprint("y", made) }
+	before := len(recorded(t, l))
+	for what, try := range map[string]func(){
+		"garbage": func() { _, _ = as.RenewCertificate(ctx, &capsulev1.RenewCertificateRequest{Csr: []byte("x")}) },
+		"renewal": func() {
+			_, _ = as.RenewCertificate(ctx, &capsulev1.RenewCertificateRequest{Csr: newClaimer(t, "x").csr})
+		},
+		"dry run": func() {
+			_, _ = objects.Apply(ctx, &capsulev1.ApplyRequest{Objects: []*capsulev1.Object{testContainer("x")}, DryRun: true})
+		},
+		"no such": func() { _, _ = objects.Delete(ctx, &capsulev1.DeleteRequest{Kind: "Container", Name: "x"}) },
+		"a change": func() {
+			_, _ = objects.Apply(ctx, &capsulev1.ApplyRequest{Objects: []*capsulev1.Object{testContainer(name())}})
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			for range times {
+				try()
+			}
+		})
+	}
+	records, calls, applied := recorded(t, l), 0, 0
+	for _, r := range records[before:] {
+		calls += 1 + r.Lost
+		if strings.HasPrefix(r.Object, "container/y") && r.Code == "OK" {
+			applied++
+		}
+	}
+	if applied != times || len(records) > times+150 {
+		t.Errorf("%d records, %d of %d changes", len(records), applied, times)
+	}
+	_, _ = objects.Apply(ctx, &capsulev1.ApplyRequest{Objects: []*capsulev1.Object{testContainer(name())}})
+	if records = recorded(t, l); calls+1+records[len(records)-1].Lost != 5*times+1 {
+		t.Errorf("%d calls are told of, want %d", calls+1+records[len(records)-1].Lost, 5*times+1)
 	}
 }
 

@@ -24,8 +24,8 @@ type gate struct {
 	mode  func() (capsulev1.Mode, string)
 	roles map[string]capsulev1.Role // by full method name; set before serving
 	id    *identity.Identity
-	// strangers are refused more often than a log can bear.
-	strangers *refusals
+	// refusals are more than a log can bear.
+	refusals *refusals
 	// version is in the header of each answer, also of a refusal.
 	version metadata.MD
 }
@@ -56,6 +56,12 @@ func methodRoles(services map[string]grpc.ServiceInfo) (map[string]capsulev1.Rol
 		}
 	}
 	return roles, nil
+}
+
+// changes tells whether the methods of a role may change something. Nobody's is the
+// claim, which asks for its own proof and tells of itself.
+func changes(needs capsulev1.Role) bool {
+	return needs > capsulev1.Role_ROLE_READER && needs != capsulev1.Role_ROLE_NOBODY
 }
 
 // answered is the key of the call's own context, which ends once its answer is
@@ -120,7 +126,7 @@ func (g *gate) pass(ctx context.Context, method string, call func(context.Contex
 		g.refuse(ctx, method, who, err)
 		return err
 	}
-	if g.roles[method] > capsulev1.Role_ROLE_READER {
+	if changes(g.roles[method]) {
 		g.log.Info("call", "method", method, "operator", who)
 	}
 	return g.whileAllowed(ctx, call)
@@ -132,12 +138,11 @@ const nobody = "nobody"
 // refuse logs who was denied what, and why.
 func (g *gate) refuse(ctx context.Context, method, who string, err error) {
 	from, _, _ := connection(ctx)
-	args := []any{"method", method, "operator", who, "from", from, "error", err}
+	by := who
 	if who == nobody {
-		g.strangers.log(g.log, "call refused", args...)
-		return
+		by = byStranger
 	}
-	g.log.Warn("call refused", args...)
+	g.refusals.log(g.log, by, "call refused", "method", method, "operator", who, "from", from, "error", err)
 }
 
 var errRevoked = fmt.Errorf("the key of this call was revoked: %w", errdefs.ErrUnauthenticated)
@@ -146,6 +151,7 @@ var errRevoked = fmt.Errorf("the key of this call was revoked: %w", errdefs.ErrU
 func (g *gate) whileAllowed(ctx context.Context, call func(context.Context) error) error {
 	cert, err := certificate(ctx)
 	if err != nil { // nobody's
+		letIn(ctx)
 		return call(ctx)
 	}
 	ctx, cut := context.WithCancelCause(ctx)
@@ -156,6 +162,7 @@ func (g *gate) whileAllowed(ctx context.Context, call func(context.Context) erro
 	if _, err := g.id.Admit(cert); err != nil {
 		return err
 	}
+	letIn(ctx)
 	err = call(ctx)
 	if err != nil && errors.Is(context.Cause(ctx), errRevoked) {
 		return errRevoked

@@ -23,6 +23,7 @@ import (
 	"capsule/internal/identity"
 	"capsule/internal/image"
 	"capsule/internal/logs"
+	"capsule/internal/quota"
 	"capsule/internal/store"
 	"capsule/internal/version"
 )
@@ -83,11 +84,11 @@ func New(o Options) (*grpc.Server, error) {
 	if o.TLS == nil || o.Identity == nil || o.Machine == nil {
 		return nil, errors.New("server needs TLS, an identity and the machine")
 	}
-	strangers := newRefusals()
-	g := &gate{log: o.Log, mode: o.Machine.Mode, id: o.Identity, strangers: strangers, version: metadata.Pairs(version.Header, o.Version)}
+	refused := newRefusals()
+	g := &gate{log: o.Log, mode: o.Machine.Mode, id: o.Identity, refusals: refused, version: metadata.Pairs(version.Header, o.Version)}
 	recorder := &auditor{log: o.Audit}
 	s := grpc.NewServer(
-		grpc.Creds(&loggedTLS{TransportCredentials: credentials.NewTLS(o.TLS), log: o.Log, refusals: strangers}),
+		grpc.Creds(&loggedTLS{TransportCredentials: credentials.NewTLS(o.TLS), log: o.Log, refusals: refused}),
 		grpc.ChainUnaryInterceptor(recorder.unary, g.unary),
 		grpc.ChainStreamInterceptor(recorder.stream, g.stream),
 		grpc.MaxRecvMsgSize(messageMax),
@@ -106,7 +107,7 @@ func New(o Options) (*grpc.Server, error) {
 	capsulev1.RegisterUpdateServiceServer(s, newUpdates(o))
 	capsulev1.RegisterInstallServiceServer(s, &installs{Options: o})
 	capsulev1.RegisterCapsuleServiceServer(s, &capsule{Options: o})
-	capsulev1.RegisterAccessServiceServer(s, &access{Options: o, refusals: strangers})
+	capsulev1.RegisterAccessServiceServer(s, &access{Options: o, refusals: refused, renewals: quota.New(renewalEvery, renewalsBurst)})
 	reflection.Register(s)
 	roles, err := methodRoles(s.GetServiceInfo())
 	if err != nil {

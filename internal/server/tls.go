@@ -8,8 +8,10 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/time/rate"
 	"google.golang.org/grpc/credentials"
+
+	capsulev1 "capsule/api/capsule/v1"
+	"capsule/internal/quota"
 )
 
 // loggedTLS logs handshakes that were refused, with the reason, which the
@@ -24,7 +26,7 @@ func (t *loggedTLS) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo,
 	conn, info, err := t.TransportCredentials.ServerHandshake(c)
 	// A port that is only knocked at is nobody who was refused.
 	if err != nil && !errors.Is(err, io.EOF) {
-		t.refusals.log(t.log, "connection refused", "from", c.RemoteAddr(), "reason", err)
+		t.refusals.log(t.log, byStranger, "connection refused", "from", c.RemoteAddr(), "reason", err)
 	}
 	return conn, info, err
 }
@@ -38,22 +40,30 @@ const (
 	refusalsBurst = 20
 )
 
-// refusals bounds what strangers can write into the log: many at once are
-// counted, not listed.
+// refusals bounds what those who are refused can write into the log: many at once
+// are counted, not listed. Each operator has a quota, and so have those who claim
+// and all other strangers, so that nobody hides another.
 type refusals struct {
-	limit   *rate.Limiter
+	quota   *quota.Quota
 	mu      sync.Mutex
 	skipped int
 }
 
+// Whose quota a refusal counts against, where it is no operator's, by name: a key
+// is renewed, and would bring a new quota.
+const (
+	byStranger = ""
+	byClaimer  = capsulev1.AccessService_Claim_FullMethodName
+)
+
 func newRefusals() *refusals {
-	return &refusals{limit: rate.NewLimiter(rate.Every(refusalsEvery), refusalsBurst)}
+	return &refusals{quota: quota.New(refusalsEvery, refusalsBurst)}
 }
 
-func (r *refusals) log(log *slog.Logger, what string, args ...any) {
+func (r *refusals) log(log *slog.Logger, by, what string, args ...any) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !r.limit.Allow() {
+	if !r.quota.Allow(by) {
 		r.skipped++
 		return
 	}
