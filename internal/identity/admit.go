@@ -17,36 +17,65 @@ import (
 // each call asks again, since keys are revoked and certificates expire while
 // connections last. It also notes that the key is in use.
 func (id *Identity) Admit(cert *x509.Certificate) (capsulev1.Role, error) {
-	return id.admitAt(cert, now())
+	return id.admitAt(cert, now(), false)
 }
 
-func (id *Identity) admitAt(cert *x509.Certificate, at time.Time) (capsulev1.Role, error) {
-	role, err := Role(cert)
-	if err != nil {
-		return 0, err
-	}
-	key := KeyID(cert)
+// AdmitToRenew also lets an admin in whose certificate has expired, for a new one
+// and nothing else: what shuts an admin out is revoking, and no clock.
+func (id *Identity) AdmitToRenew(cert *x509.Certificate) (capsulev1.Role, error) {
+	return id.admitAt(cert, now(), true)
+}
+
+func (id *Identity) admitAt(cert *x509.Certificate, at time.Time, renews bool) (capsulev1.Role, error) {
 	id.mu.Lock()
 	defer id.mu.Unlock()
-	switch {
-	case key == id.self:
-		return role, nil
-	case !id.claimed:
-		return 0, fmt.Errorf("capsule is not claimed, so nobody is known to it: %w", errdefs.ErrUnauthenticated)
-	case at.After(cert.NotAfter):
-		return 0, fmt.Errorf("certificate of %q expired on %s; have another admin grant a new one, or claim the capsule again with a file capsule/reclaim on its ESP: %w",
-			cert.Subject.CommonName, cert.NotAfter.Format(time.DateOnly), errdefs.ErrUnauthenticated)
-	}
-	o, err := id.listed(cert)
-	if id.adoptable(key) {
-		o, err = id.adopt(cert)
-	}
+	o, err := id.known(cert, at)
 	if err != nil {
 		return 0, err
 	}
-	id.seen[key] = at
-	id.used(*o)
+	role := RoleNamed(o.Role)
+	mayRenew := role == capsulev1.Role_ROLE_ADMIN && id.changeable() == nil
+	if end := o.end(cert); id.over(end, at) && !(renews && mayRenew) {
+		return 0, expired(cert, end, at, mayRenew)
+	}
+	id.seen[o.Key] = at
+	id.used(o)
 	return role, nil
+}
+
+// known finds the operator of a certificate, which may have expired. id.mu is held.
+func (id *Identity) known(cert *x509.Certificate, at time.Time) (Operator, error) {
+	key := KeyID(cert)
+	switch {
+	case key == id.self:
+		return entry(cert, "", ownLife)
+	case !id.claimed:
+		return Operator{}, fmt.Errorf("capsule is not claimed, so nobody is known to it: %w", errdefs.ErrUnauthenticated)
+	case !id.adoptable(key):
+		o, err := id.listed(cert)
+		if err != nil {
+			return Operator{}, err
+		}
+		return *o, nil
+	case id.over(cert.NotAfter, at):
+		return Operator{}, expired(cert, cert.NotAfter, at, false)
+	}
+	return id.adopt(cert)
+}
+
+// over tells whether a time has passed. A clock that nobody vouches for is no
+// witness: it may be years ahead.
+func (id *Identity) over(end, at time.Time) bool {
+	return at.After(end) && (id.Synced == nil || id.Synced())
+}
+
+func expired(cert *x509.Certificate, end, at time.Time, mayRenew bool) error {
+	next := "have an admin grant a new one (capsulectl access request), or claim the capsule again with a file " + ReclaimFile + " on its ESP"
+	if mayRenew {
+		next = "get a new one (capsulectl access renew)"
+	}
+	return fmt.Errorf("certificate of %q expired on %s, and the capsule's clock says %s: %s: %w",
+		cert.Subject.CommonName, end.UTC().Format(time.DateOnly), at.UTC().Format(time.DateOnly), next, errdefs.ErrUnauthenticated)
 }
 
 // adoptable tells whether nothing is known of a key that an older version would
@@ -57,21 +86,21 @@ func (id *Identity) adoptable(key string) bool {
 
 // adopt writes a certificate down that an older version's list would hold. What
 // can't be written is let in all the same. id.mu is held.
-func (id *Identity) adopt(cert *x509.Certificate) (*Operator, error) {
+func (id *Identity) adopt(cert *x509.Certificate) (Operator, error) {
 	o, err := entry(cert, byAdopted, 0)
 	if err != nil {
-		return nil, err
+		return o, err
 	}
 	next := id.list.clone()
 	if err := next.add(o); err != nil {
-		return nil, err
+		return o, err
 	}
 	if id.changeable() == nil {
 		if err := id.put(next); err != nil {
 			slog.Error("write down an operator's key", "operator", o.Name, "error", err)
 		}
 	}
-	return &o, nil
+	return o, nil
 }
 
 // used ends what waited for the first use of a key: the claim whose answer did

@@ -6,8 +6,8 @@
 //
 //   - A certificate's NotBefore is never a reason to refuse. That our CA signed
 //     it shows that it was made before now, whatever the clock says.
-//   - Expiry is judged at the later of the clock and the time that this version
-//     was built, so a clock that fell back to 1970 revives nothing older.
+//   - Expiry is judged only while somebody vouches for the clock, by each call. Who
+//     sets it ahead shuts no admin out: their expired certificate can be renewed.
 //   - The server certificate is made anew at each start, so it never expires on
 //     a capsule that was switched off for years. Clients trust the CA, which stays.
 //
@@ -78,6 +78,9 @@ type Identity struct {
 	dir      string // "" when nothing can be written
 	// write is durable.WriteFile but in tests of power cuts.
 	write func(path string, data []byte, perm fs.FileMode) error
+	// Synced tells whether somebody vouches for the clock; nil means yes. It is set
+	// before anybody is let in.
+	Synced func() bool
 	// Warnings tell what went wrong without making the identity useless.
 	Warnings []string
 
@@ -316,7 +319,7 @@ func parseSeed(text []byte) (seed, error) {
 	}
 	id := newIdentity(ca)
 	for _, cert := range certs[1:] {
-		if err := id.genuine(cert, cert.NotBefore); err != nil {
+		if err := id.genuine(cert); err != nil {
 			return seed{}, err
 		}
 	}

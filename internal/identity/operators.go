@@ -154,10 +154,19 @@ func (l *list) remove(out func(Operator) bool) (removed []Operator) {
 	return removed
 }
 
-// admins that can come in at this time.
-func (l *list) admins(at time.Time) (n int) {
+// end of what a certificate opens for an operator: that of an earlier grant of the
+// same key may be later.
+func (o Operator) end(cert *x509.Certificate) time.Time {
+	if cert.NotAfter.Before(o.NotAfter) {
+		return cert.NotAfter
+	}
+	return o.NotAfter
+}
+
+// admins of a list that can come in without more. id.mu is held.
+func (id *Identity) admins(l list) (n int) {
 	for _, o := range l.Operators {
-		if o.Role == RoleName(capsulev1.Role_ROLE_ADMIN) && at.Before(o.NotAfter) {
+		if o.Role == RoleName(capsulev1.Role_ROLE_ADMIN) && !id.over(o.NotAfter, now()) {
 			n++
 		}
 	}
@@ -382,7 +391,7 @@ func (id *Identity) Revoke(caller *x509.Certificate, name, fingerprint string) (
 	removed := next.remove(func(o Operator) bool {
 		return slices.Contains(keys, o.Key) || slices.Contains(keys, o.RenewedFrom)
 	})
-	if next.admins(now()) == 0 {
+	if id.admins(next) == 0 {
 		return nil, fmt.Errorf("revoke %q: nobody else is an admin, so nobody could let anybody in again; grant the role to another first: %w", removed[0].Name, errdefs.ErrFailedPrecondition)
 	}
 	if len(next.Revoked) > revokedMax {

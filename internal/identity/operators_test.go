@@ -169,12 +169,12 @@ func TestAdmit(t *testing.T) {
 		t.Errorf("%v, %v", role, err)
 	}
 	// Each call asks: a connection outlasts its certificate.
-	if _, err := id.admitAt(cert, cert.NotAfter.Add(time.Second)); err == nil ||
+	if _, err := id.admitAt(cert, cert.NotAfter.Add(time.Second), false); err == nil ||
 		!strings.Contains(err.Error(), cert.NotAfter.Format(time.DateOnly)) || !strings.Contains(err.Error(), "capsule/reclaim") {
 		t.Errorf("expired: %v", err)
 	}
 	// Not valid yet, by this clock: made before now all the same.
-	if _, err := id.admitAt(cert, time.Unix(0, 0)); err != nil {
+	if _, err := id.admitAt(cert, time.Unix(0, 0), false); err != nil {
 		t.Errorf("in 1970: %v", err)
 	}
 	// The CA's own signature under another role for the same key.
