@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 
 	capsulev1 "capsule/api/capsule/v1"
@@ -137,7 +138,10 @@ func (a *app) renew(ctx context.Context) (*x509.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := store.Renew(c.saved, certPEM(cert), text, time.Now()); err != nil {
+	switch err := store.Renew(c.context, certPEM(cert), text, time.Now()); {
+	case errdefs.IsFailedPrecondition(err): // as above, in the meantime
+		return nil, errors.Join(store.Settle(key), errRenewed)
+	case err != nil:
 		return nil, err
 	}
 	return cert, store.Settle(key)
