@@ -19,7 +19,9 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/status"
 
 	capsulev1 "capsule/api/capsule/v1"
 	"capsule/internal/claim"
@@ -487,22 +489,104 @@ func TestRenewAnswerLost(t *testing.T) {
 	letIn(t, c)
 }
 
-// Of commands that renew at the same time, none shuts the others out.
+// Of commands that renew at the same time, none shuts the others out. The capsule
+// answers a few of them.
 func TestRenewAtOnce(t *testing.T) {
-	c, store := kitchen(t)
 	for range 5 {
+		c, store := kitchen(t)
+		before, err := store.Get("kitchen")
+		if err != nil {
+			t.Fatal(err)
+		}
 		var all sync.WaitGroup
 		for range 6 {
 			all.Go(func() {
-				if err := renewIn(t); err != nil && !errors.Is(err, errRenewed) {
+				if err := renewIn(t); err != nil && !errors.Is(err, errRenewed) && status.Code(err) != codes.ResourceExhausted {
 					t.Errorf("renew: %v", err)
 				}
 			})
 		}
 		all.Wait()
 		letIn(t, c)
+		if after, err := store.Get("kitchen"); err != nil || after.Key == before.Key {
+			t.Errorf("not renewed: %v", err)
+		}
+		if waiting, err := store.PendingKeys(); err != nil || len(waiting) != 0 {
+			t.Errorf("%d keys still wait, %v", len(waiting), err)
+		}
 	}
-	if waiting, err := store.PendingKeys(); err != nil || len(waiting) != 0 {
-		t.Errorf("%d keys still wait, %v", len(waiting), err)
+}
+
+// A certificate that ends soon is renewed however its context was named; where it is
+// not, its holder hears of it.
+func TestRenewInPassing(t *testing.T) {
+	const day = 24 * time.Hour
+	const elsewhere = "127.0.0.1:1"
+	for name, test := range map[string]struct {
+		life            time.Duration
+		host, capsule   string // "" is where the capsule is
+		interrupted     bool
+		renewed, warned bool
+	}{
+		"by name":                      {20 * day, "", "kitchen", false, true, false},
+		"by address":                   {20 * day, "", "", false, true, false},
+		"by address, not yet":          {90 * day, "", "", false, false, false},
+		"lent to another address":      {20 * day, elsewhere, "", false, false, true},
+		"lent, with time left":         {45 * day, elsewhere, "", false, false, false},
+		"interrupted":                  {20 * day, "", "kitchen", true, false, true},
+		"interrupted, with time left":  {45 * day, "", "kitchen", true, false, false},
+		"by address, and interrupted":  {20 * day, "", "", true, false, true},
+		"by name, with some time left": {45 * day, "", "kitchen", false, true, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, err := startCapsule(t.TempDir(), nil, t.Cleanup)
+			if err != nil {
+				t.Fatal(err)
+			}
+			home := t.TempDir()
+			t.Setenv("XDG_CONFIG_HOME", home)
+			dir := filepath.Join(home, "capsule")
+			if err := c.saveFor(dir, "kitchen", capsulev1.Role_ROLE_ADMIN, test.life); err != nil {
+				t.Fatal(err)
+			}
+			store, err := contexts.Open(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := store.Use("kitchen"); err != nil {
+				t.Fatal(err)
+			}
+			if test.host != "" {
+				if err := store.Move("kitchen", test.host); err != nil {
+					t.Fatal(err)
+				}
+			}
+			before, err := store.Get("kitchen")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if test.capsule == "" {
+				test.capsule = c.address
+			}
+			var errs bytes.Buffer
+			a := &app{ui: &ui{out: io.Discard, err: &errs}, capsule: test.capsule}
+			defer a.close()
+			if _, err := capsuleInfo(t.Context(), a); err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			if test.interrupted {
+				cancel()
+			}
+			a.afterwards(ctx)
+			after, err := store.Get("kitchen")
+			if err != nil || (after.Certificate != before.Certificate) != test.renewed || after.Host != before.Host {
+				t.Errorf("renewed %v, at %s, %v", after.Certificate != before.Certificate, after.Host, err)
+			}
+			if got := strings.HasPrefix(errs.String(), "warning: the certificate of anna"); got != test.warned || !got && errs.Len() > 0 {
+				t.Errorf("said %q", &errs)
+			}
+		})
 	}
 }

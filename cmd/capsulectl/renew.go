@@ -60,20 +60,31 @@ func due(cert *x509.Certificate, made, now time.Time) bool {
 // afterwards is done once a command has ended whose capsule answered: what it
 // brought to light about the context is noted there.
 func (a *app) afterwards(ctx context.Context) {
-	if a.client == nil || !a.answered.Load() || a.client.saved == "" || ctx.Err() != nil {
+	if a.client == nil || !a.answered.Load() {
 		return
 	}
-	a.noteMove()
+	if ctx.Err() == nil {
+		a.noteMove()
+	}
 	cert, err := a.client.context.Leaf()
 	now := time.Now()
 	if err != nil || a.renewed || !due(cert, a.client.context.Issued, now) {
 		return
 	}
+	if err := a.renewInPassing(ctx); err != nil && !errors.Is(err, errRenewed) && cert.NotAfter.Sub(now) < warnLeft {
+		a.ui.warn(fmt.Sprintf("the certificate of %s for %s ends on %s, and was not renewed: %v", cert.Subject.CommonName, a.where(), day(cert.NotAfter), a.explain(ctx, err)))
+	}
+}
+
+// renewInPassing doesn't keep whoever wants to be back at the prompt.
+func (a *app) renewInPassing(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, renewMax)
 	defer cancel()
-	if _, err := a.renew(ctx); err != nil && !errors.Is(err, errRenewed) && cert.NotAfter.Sub(now) < warnLeft {
-		a.ui.warn(fmt.Sprintf("the certificate of %s for %s ends on %s, and can't be renewed: %v", cert.Subject.CommonName, a.where(), day(cert.NotAfter), a.explain(ctx, err)))
-	}
+	_, err := a.renew(ctx)
+	return err
 }
 
 // noteMove writes down where the capsule was found, if not where it was before.
@@ -99,7 +110,7 @@ func (a *app) noteMove() {
 func (a *app) renew(ctx context.Context) (*x509.Certificate, error) {
 	c := a.client
 	if c.saved == "" {
-		return nil, &failure{exitUsage, errors.New("the keys of a context are renewed by its name"), "name it with --capsule"}
+		return nil, &failure{exitUsage, errors.New("the keys are those of a context with another address, and are renewed by its name"), "name it with --capsule"}
 	}
 	store, err := contexts.Open("")
 	if err != nil {
@@ -138,7 +149,9 @@ func (a *app) renew(ctx context.Context) (*x509.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	switch err := store.Renew(c.context, certPEM(cert), text, time.Now()); {
+	old := c.context
+	old.Name = c.saved
+	switch err := store.Renew(old, certPEM(cert), text, time.Now()); {
 	case errdefs.IsFailedPrecondition(err): // as above, in the meantime
 		return nil, errors.Join(store.Settle(key), errRenewed)
 	case err != nil:
