@@ -8,7 +8,6 @@ import (
 	"io"
 	"strings"
 
-	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc/codes"
 
@@ -74,7 +73,7 @@ func runInstall(ctx context.Context, a *app, o InstallOptions, target string) er
 	if err != nil {
 		return err
 	}
-	tellPlan(a, plan)
+	tellPlan(a, o, plan)
 	if o.DryRun {
 		a.ui.note("nothing was written")
 		return nil
@@ -85,52 +84,100 @@ func runInstall(ctx context.Context, a *app, o InstallOptions, target string) er
 	if err := install(ctx, a, o, plan); err != nil {
 		return err
 	}
-	a.ui.printf("installed on disk %s, and verified\n", diskID(plan.GetDisk()))
+	a.ui.printf("installed on disk %s, and verified\n", o.idOf(plan.GetDisk()))
 	a.ui.note("pull the stick, then switch the machine off and on: it comes up as %s", a.client.context.Name)
 	return nil
 }
 
-// owner makes sure that the machine is ours: by the context of that name, else by
-// claiming it.
+// owner makes sure that the machine is ours: by the context of that name, or of the
+// capsule that answers, else by claiming it.
 func (a *app) owner(ctx context.Context, o InstallOptions, target string) error {
 	store, err := contexts.Open("")
 	if err != nil {
 		return err
 	}
-	a.capsule = target
-	if _, err := store.Get(target); err == nil {
-		return nil
-	} else if !errdefs.IsNotFound(err) && !errdefs.IsInvalidArgument(err) {
-		return err
-	}
-	known, err := contextAt(store, target)
+	names, err := store.List()
 	if err != nil {
 		return err
 	}
-	// A stick that was started again is nobody's, whoever had it before.
-	if claims := known.Name == "" || probe(ctx, known.Host) == nil; !claims {
-		a.capsule = known.Name
-		return nil
+	if n := len(target) - len(".local"); n > 0 && strings.EqualFold(target[n:], ".local") {
+		target = target[:n]
 	}
-	c, err := a.claim(ctx, ClaimOptions{Operator: o.Operator}, target)
+	for _, name := range names {
+		if strings.EqualFold(name, target) {
+			a.capsule = name
+			return nil
+		}
+	}
+	host, err := a.claimHost(ctx, target)
+	if err != nil {
+		return err
+	}
+	a.capsule, err = contextOf(ctx, store, names, host)
+	if err != nil || a.capsule != "" {
+		return err
+	}
+	c, err := a.claim(ctx, ClaimOptions{Operator: o.Operator}, host)
 	a.capsule = c.Name
 	return err
 }
 
-// contextAt is the context with this address, which an install before this one may
-// have left; without a name when there's none.
-func contextAt(store *contexts.Store, host string) (contexts.Context, error) {
-	names, err := store.List()
+// contextOf is the context of the capsule that answers there, if that lets it in; ""
+// when there's none. The capsule's CA decides, as addresses change hands; that it lets
+// strangers connect does not, since it goes on with that for a while after its claim.
+func contextOf(ctx context.Context, store *contexts.Store, names []string, host string) (string, error) {
+	conn, err := handshake(ctx, host)
 	if err != nil {
-		return contexts.Context{}, err
+		return "", nil //nolint:nilerr // a claim tries for longer, and says why
 	}
+	defer conn.Close() //nolint:errcheck // nothing was asked
+	end := &bound{tls: conn}
 	for _, name := range names {
 		c, err := store.Get(name)
-		if err == nil && (c.Host == host || strings.TrimSuffix(c.Host, fmt.Sprintf(":%d", contexts.Port)) == host) {
-			return c, nil
+		if err != nil {
+			continue // another one may be good
 		}
+		ca, err := c.Authority()
+		if err != nil || end.endsAt(ca) != nil {
+			continue
+		}
+		moved := c.Host != host
+		c.Host = host
+		err = letsIn(ctx, c)
+		if refused(err) {
+			continue
+		}
+		if err == nil && moved {
+			err = store.Move(name, host)
+		}
+		return name, err
 	}
-	return contexts.Context{}, nil
+	return "", nil
+}
+
+// letsIn makes a call with a context, where it says and nowhere else.
+func letsIn(ctx context.Context, c contexts.Context) error {
+	there, err := newSeeker(c)
+	if err != nil {
+		return err
+	}
+	there.ca = "" // that address and no other
+	conn, err := c.Dial(there.options()...)
+	if err != nil {
+		return err
+	}
+	defer conn.Close() //nolint:errcheck // one call was made
+	ctx, cancel := context.WithTimeout(ctx, callMax)
+	defer cancel()
+	_, err = capsulev1.NewCapsuleServiceClient(conn).Info(ctx, &capsulev1.InfoRequest{})
+	return err
+}
+
+// refused tells whether a capsule, which was reached, doesn't know who calls.
+func refused(err error) bool {
+	s, ok := fromGRPC(err)
+	return ok && (s.Code() == codes.Unauthenticated || s.Code() == codes.PermissionDenied ||
+		s.Code() == codes.Unavailable && strings.Contains(s.Message(), "remote error: tls:"))
 }
 
 func (c *client) installs() capsulev1.InstallServiceClient {
@@ -150,6 +197,15 @@ func diskID(d *capsulev1.Disk) string {
 		return d.GetSerial()
 	}
 	return d.GetWwn()
+}
+
+// idOf is what the operator names a disk by: its worldwide name where several have one
+// serial number.
+func (o InstallOptions) idOf(d *capsulev1.Disk) string {
+	if d.GetWwn() != "" && strings.EqualFold(o.Disk, d.GetWwn()) {
+		return d.GetWwn()
+	}
+	return diskID(d)
 }
 
 // disksView lists disks by what they are named by.
@@ -189,9 +245,9 @@ func contentText(c *capsulev1.DiskContent) string {
 }
 
 // tellPlan says exactly what is lost.
-func tellPlan(a *app, plan *capsulev1.PlanInstallResponse) {
+func tellPlan(a *app, o InstallOptions, plan *capsulev1.PlanInstallResponse) {
 	d := plan.GetDisk()
-	a.ui.note("Capsule %s is installed on disk %s (%s, %s, now %s)", plan.GetVersion(), diskID(d), d.GetModel(), size(int64(d.GetBytes())), d.GetName())
+	a.ui.note("Capsule %s is installed on disk %s (%s, %s, now %s)", plan.GetVersion(), o.idOf(d), d.GetModel(), size(int64(d.GetBytes())), d.GetName())
 	if len(d.GetContents()) == 0 {
 		a.ui.note("it is empty: nothing is lost")
 		return
@@ -219,7 +275,7 @@ func agree(a *app, o InstallOptions, d *capsulev1.Disk) error {
 	}
 	want := "yes"
 	if len(d.GetContents()) > 0 {
-		want = diskID(d)
+		want = o.idOf(d)
 	}
 	a.ui.prompt(fmt.Sprintf("Type %q to go on: ", want))
 	line, err := bufio.NewReader(io.LimitReader(a.ui.in, answerMax)).ReadString('\n')
@@ -232,7 +288,7 @@ func agree(a *app, o InstallOptions, d *capsulev1.Disk) error {
 func install(ctx context.Context, a *app, o InstallOptions, plan *capsulev1.PlanInstallResponse) error {
 	progress := &meter{line: statusLine{ui: a.ui}}
 	defer progress.end()
-	req := &capsulev1.InstallRequest{Disk: diskID(plan.GetDisk()), Erase: o.Erase, Digest: plan.GetDigest()}
+	req := &capsulev1.InstallRequest{Disk: o.idOf(plan.GetDisk()), Erase: o.Erase, Digest: plan.GetDigest()}
 	stream, err := a.client.installs().Install(ctx, req)
 	if err != nil {
 		return err
@@ -252,7 +308,7 @@ func install(ctx context.Context, a *app, o InstallOptions, plan *capsulev1.Plan
 // cutInstall tells what is left when the connection breaks.
 func cutInstall(err error) error {
 	if s, ok := fromGRPC(err); ok && s.Code() == codes.Unavailable {
-		return &failure{exitFailed, fmt.Errorf("the installation was cut: %s", cause(s.Message())), "the disk boots nothing now; run the same command again"}
+		return &failure{exitFailed, fmt.Errorf("the installation was cut: %s", cause(s.Message())), "run the same command again: it begins anew, or says that all was done"}
 	}
 	return err
 }

@@ -13,6 +13,7 @@
 package installer
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -60,7 +61,7 @@ func NewPlan(disks []Candidate, choice Choice) (Plan, error) {
 	}
 	if len(target.Contents) > 0 && !choice.Erase {
 		return Plan{}, fmt.Errorf("disk %s holds %s: nothing is erased unless you say so with --disk %s --erase: %w",
-			named(target), holds(target), target.ID(), errdefs.ErrFailedPrecondition)
+			named(target), holds(target), cmp.Or(choice.Disk, target.ID()), errdefs.ErrFailedPrecondition)
 	}
 	return Plan{Disk: target, Digest: digest(target)}, nil
 }
