@@ -249,11 +249,11 @@ func ParseRequest(der []byte) (Request, error) {
 	if err != nil {
 		return Request{}, fmt.Errorf("read certificate request: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
+	if err := strong(csr.PublicKey); err != nil { // before it costs anything to use it
+		return Request{}, err
+	}
 	if err := csr.CheckSignature(); err != nil {
 		return Request{}, fmt.Errorf("certificate request is not signed by its own key: %w: %w", err, errdefs.ErrInvalidArgument)
-	}
-	if err := strong(csr.PublicKey); err != nil {
-		return Request{}, err
 	}
 	if err := checkName(csr.Subject.CommonName); err != nil {
 		return Request{}, err
