@@ -65,9 +65,9 @@ func (id *Identity) known(cert *x509.Certificate, at time.Time) (Operator, error
 
 // over tells whether a time has passed. A clock that nobody vouches for is no
 // witness: it may be years ahead.
-func (id *Identity) over(end, at time.Time) bool {
-	return at.After(end) && (id.Synced == nil || id.Synced())
-}
+func (id *Identity) over(end, at time.Time) bool { return at.After(end) && id.vouched() }
+
+func (id *Identity) vouched() bool { return id.Synced == nil || id.Synced() }
 
 func expired(cert *x509.Certificate, end, at time.Time, mayRenew bool) error {
 	next := "have an admin grant a new one (capsulectl access request), or claim the capsule again with a file " + ReclaimFile + " on its ESP"

@@ -350,10 +350,15 @@ func (id *Identity) Renew(caller *x509.Certificate, r Request) (*x509.Certificat
 	return cert, nil
 }
 
-// admit signs a request and changes the list by it. id.mu is held.
+// admit signs a request and changes the list by it. By a clock that is behind, a
+// short certificate ends before it is used. id.mu is held.
 func (id *Identity) admit(r Request, role capsulev1.Role, by string, ttl time.Duration, change func(*list, Operator) error) (*x509.Certificate, error) {
 	if err := id.changeable(); err != nil {
 		return nil, err
+	}
+	if ttl < DefaultLife && !id.vouched() {
+		return nil, fmt.Errorf("a certificate for less than %d days: the capsule's clock is not set from the network yet, and may be behind by more; make it longer, or wait until \"capsulectl capsule info\" says that it is set: %w",
+			DefaultLife/(24*time.Hour), errdefs.ErrFailedPrecondition)
 	}
 	cert, err := id.authority.signOperator(r.Name, role, r.key, ttl)
 	if err != nil {
