@@ -151,7 +151,7 @@ func TestInstall(t *testing.T) {
 		"the empty disk, beforehand":  {args: []string{"--yes"}, says: []string{"Capsule v1.2.3 is installed on disk NVME1"}, wrote: 1},
 		"not agreed":                  {typed: "no\n", code: exitFailed, says: []string{"not agreed to; nothing was written"}},
 		"nobody there":                {code: exitUsage, says: []string{"hint: --yes agrees beforehand"}},
-		"shown only":                  {args: []string{"--dry-run"}, says: []string{"SATA1", "GPT, 1 partition", "runs from", "nothing was written"}},
+		"shown only":                  {args: []string{"--dry-run"}, says: []string{"SATA1", "GPT, 1 partition: NTFS", "runs from", "nothing was written"}},
 		"a full disk":                 {args: []string{"--disk", "SATA1", "--yes"}, code: exitFailed, says: []string{`partition 1 "photos": NTFS "holiday"`, "--erase"}},
 		"a full disk, erased":         {args: []string{"--disk", "sata1", "--erase"}, typed: "SATA1\n", says: []string{"all that is on it is lost", `partition 1 "photos": NTFS "holiday", 999`, "installed on disk SATA1"}, wrote: 1},
 		"a full disk, yes said to it": {args: []string{"--disk", "sata1", "--erase"}, typed: "yes\n", code: exitFailed, says: []string{"not agreed to"}},
@@ -172,6 +172,25 @@ func TestInstall(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestHolds(t *testing.T) {
+	part := func(kind string) *capsulev1.DiskContent {
+		return &capsulev1.DiskContent{Where: "partition", Kind: kind, Label: "label"}
+	}
+	whole := func(kind string) *capsulev1.DiskContent { return &capsulev1.DiskContent{Kind: kind} }
+	for want, contents := range map[string][]*capsulev1.DiskContent{
+		"nothing":                nil,
+		`ext4 "photos"`:          {{Kind: "ext4", Label: "photos"}},
+		"GPT":                    {whole("GPT")},
+		"GPT, 1 partition: NTFS": {whole("GPT"), part("NTFS")},
+		"GPT, 4 partitions: FAT, NTFS, BitLocker": {whole("GPT"), part("FAT"), part("NTFS"), part("BitLocker"), part("NTFS")},
+		"ISO 9660, MBR, 2 partitions: FAT":        {whole("ISO 9660"), whole("MBR"), part("FAT"), part("FAT")},
+	} {
+		if got := holds(&capsulev1.Disk{Contents: contents}); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
 	}
 }
 
