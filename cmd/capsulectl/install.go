@@ -37,8 +37,9 @@ the one that --disk names by its serial number. A disk with anything on it is ta
 only with --disk and --erase together. Nothing is written before you agree.
 
 All that is written is read back. What is cut, by Ctrl-C or the power, leaves a disk
-that boots nothing, and is begun again by the same command. The capsule has the name
-and the keys of the stick's system: the context that was made goes on.`,
+that boots nothing, and is begun again by the same command; only the last step, a
+second, is brought to its end. The capsule has the name and the keys of the stick's
+system: the context that was made goes on.`,
 		Example: `  capsulectl install capsule-a3f2
   capsulectl install capsule-a3f2 --disk S5Y2NX0R123456 --erase
   capsulectl install 192.168.1.20 --dry-run`,
