@@ -54,7 +54,9 @@ const (
 	caKeyFile     = "ca.key"
 	claimedFile   = "claimed"
 	operatorsFile = "operators.json"
-	listedMark    = "listed\n" // in claimedFile: there is a list, and its loss is damage
+	// listedMark in claimedFile, and ahead of recoveryFile's text: there is a list,
+	// and its loss lets nobody in.
+	listedMark = "listed\n"
 
 	// On the ESP, beside the seed.
 	recoveryFile          = "recovery.pem"
@@ -92,6 +94,7 @@ type Identity struct {
 	seen    map[string]time.Time // by key
 	calls   map[*open]bool       // under way
 	watch   []func()
+	told    *sync.WaitGroup // who watches, of the last change
 }
 
 func newIdentity(ca *CA) *Identity {
@@ -178,7 +181,7 @@ func (id *Identity) Claimed() bool {
 }
 
 // OnChange has fn called, in a goroutine of its own, after each change of who is
-// let in or of how the capsule can be claimed.
+// let in or of how the capsule can be claimed. A revoke waits until it returns.
 func (id *Identity) OnChange(fn func()) {
 	id.mu.Lock()
 	defer id.mu.Unlock()
@@ -187,8 +190,9 @@ func (id *Identity) OnChange(fn func()) {
 
 // changed tells who watches. id.mu is held.
 func (id *Identity) changed() {
+	id.told = &sync.WaitGroup{}
 	for _, fn := range id.watch {
-		go fn()
+		id.told.Go(fn)
 	}
 }
 
@@ -362,33 +366,38 @@ func (id *Identity) SaveRecovery(seedPath string) error {
 	if id.authority == nil {
 		return nil
 	}
-	if err := replaceText(beside(seedPath, recoveryOperatorsFile), id.operatorsPEM()); err != nil {
+	operators, listed := id.operatorsPEM()
+	if err := replaceText(beside(seedPath, recoveryOperatorsFile), operators); err != nil {
 		return err
 	}
 	path := beside(seedPath, recoveryFile)
-	if pair, ca, err := readFallback(path); err == nil && bytes.Equal(ca.Raw, id.ca.Raw) &&
-		now().Add(recoveryRenew).Before(pair.Leaf.NotAfter) {
+	if old, err := readFallback(path); err == nil && bytes.Equal(old.ca.Raw, id.ca.Raw) && old.listed == listed &&
+		now().Add(recoveryRenew).Before(old.pair.Leaf.NotAfter) {
 		return nil
 	}
 	pair, err := id.authority.IssueServer(ServerName)
 	if err != nil {
 		return err
 	}
+	var mark []byte
+	if listed {
+		mark = []byte(listedMark)
+	}
 	// The server's certificate comes first, as tls.X509KeyPair wants it.
-	return durable.WriteFile(path, bytes.Join([][]byte{pair.CertPEM, pair.KeyPEM, EncodeCert(id.ca)}, nil), 0o600)
+	return durable.WriteFile(path, bytes.Join([][]byte{mark, pair.CertPEM, pair.KeyPEM, EncodeCert(id.ca)}, nil), 0o600)
 }
 
 // operatorsPEM are the certificates of who is let in; none while all are adopted.
-func (id *Identity) operatorsPEM() (text []byte) {
+func (id *Identity) operatorsPEM() (text []byte, listed bool) {
 	id.mu.Lock()
 	defer id.mu.Unlock()
 	if id.list.Adopting {
-		return nil
+		return nil, false
 	}
 	for _, o := range id.list.Operators {
 		text = append(text, o.Certificate...)
 	}
-	return text
+	return text, true
 }
 
 func replaceText(path string, text []byte) error {
@@ -401,15 +410,15 @@ func replaceText(path string, text []byte) error {
 
 func beside(seedPath, name string) string { return filepath.Join(filepath.Dir(seedPath), name) }
 
-// readRecovery reads the copy. Without a list of operators, as older versions
-// left it, all that the CA signed are let in.
+// readRecovery reads the copy. Where there never was a list of operators, as older
+// versions left it, all that the CA signed are let in.
 func readRecovery(seedPath string) (*Identity, error) {
-	pair, ca, err := readFallback(beside(seedPath, recoveryFile))
+	f, err := readFallback(beside(seedPath, recoveryFile))
 	if err != nil {
 		return nil, err
 	}
-	id := newIdentity(&CA{Cert: ca})
-	id.authority, id.fallback, id.claimed = nil, pair, true
+	id := newIdentity(&CA{Cert: f.ca})
+	id.authority, id.fallback, id.claimed = nil, f.pair, true
 	text, err := readFile(beside(seedPath, recoveryOperatorsFile), seedMax)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
@@ -421,22 +430,32 @@ func readRecovery(seedPath string) (*Identity, error) {
 	if id.list, err = listOf(certs); err != nil {
 		return nil, err
 	}
-	id.list.Adopting = len(certs) == 0
+	if len(certs) == 0 && f.listed {
+		id.Warnings = append(id.Warnings, recoveryOperatorsFile+" on the ESP has no operators any more, so nobody is let in")
+	}
+	id.list.Adopting = len(certs) == 0 && !f.listed
 	return id, nil
 }
 
-func readFallback(path string) (tls.Certificate, *x509.Certificate, error) {
+// fallback is what recoveryFile holds.
+type fallback struct {
+	pair   tls.Certificate
+	ca     *x509.Certificate
+	listed bool // recoveryOperatorsFile says who is let in, and only that
+}
+
+func readFallback(path string) (f fallback, err error) {
 	data, err := readFile(path, fileMax)
 	if err != nil {
-		return tls.Certificate{}, nil, err
+		return f, err
 	}
-	pair, err := tls.X509KeyPair(data, data)
-	if err != nil {
-		return tls.Certificate{}, nil, err
+	f.listed = bytes.HasPrefix(data, []byte(listedMark))
+	if f.pair, err = tls.X509KeyPair(data, data); err != nil {
+		return f, err
 	}
-	if len(pair.Certificate) != 2 {
-		return tls.Certificate{}, nil, fmt.Errorf("read %s: want two certificates, found %d", path, len(pair.Certificate))
+	if len(f.pair.Certificate) != 2 {
+		return f, fmt.Errorf("read %s: want two certificates, found %d", path, len(f.pair.Certificate))
 	}
-	ca, err := x509.ParseCertificate(pair.Certificate[1])
-	return pair, ca, err
+	f.ca, err = x509.ParseCertificate(f.pair.Certificate[1])
+	return f, err
 }

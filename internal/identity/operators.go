@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -377,36 +378,46 @@ func (id *Identity) admit(r Request, role capsulev1.Role, by string, ttl time.Du
 
 // Revoke shuts out all keys of a name, or the one whose fingerprint begins so.
 // The last admin stays: nobody could undo it. The caller may have been revoked
-// while it waited.
+// while it waited. It returns once who watches has heard of it: the copy that
+// recovery mode reads is theirs to keep.
 func (id *Identity) Revoke(caller *x509.Certificate, name, fingerprint string) ([]Operator, error) {
 	if name == "" && fingerprint == "" {
 		return nil, fmt.Errorf("revoke: name an operator or a key: %w", errdefs.ErrInvalidArgument)
 	}
+	removed, told, err := id.revoke(caller, name, fingerprint)
+	if err != nil {
+		return nil, err
+	}
+	told.Wait()
+	return removed, nil
+}
+
+func (id *Identity) revoke(caller *x509.Certificate, name, fingerprint string) (removed []Operator, told *sync.WaitGroup, err error) {
 	digits := strings.ToLower(strings.ReplaceAll(fingerprint, ":", ""))
 	id.mu.Lock()
 	defer id.mu.Unlock()
 	if _, err := id.mayChange(caller); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	keys, err := id.meant(name, digits)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	next := id.list.clone()
-	removed := next.remove(func(o Operator) bool {
+	removed = next.remove(func(o Operator) bool {
 		return slices.Contains(keys, o.Key) || slices.Contains(keys, o.RenewedFrom)
 	})
 	if id.admins(next) == 0 {
-		return nil, fmt.Errorf("revoke %q: nobody else is an admin, so nobody could let anybody in again; grant the role to another first: %w", removed[0].Name, errdefs.ErrFailedPrecondition)
+		return nil, nil, fmt.Errorf("revoke %q: nobody else is an admin, so nobody could let anybody in again; grant the role to another first: %w", removed[0].Name, errdefs.ErrFailedPrecondition)
 	}
 	if len(next.Revoked) > revokedMax {
-		return nil, fmt.Errorf("%d keys were revoked, which is the most while certificates of the first identity are adopted: %w", revokedMax, errdefs.ErrResourceExhausted)
+		return nil, nil, fmt.Errorf("%d keys were revoked, which is the most while certificates of the first identity are adopted: %w", revokedMax, errdefs.ErrResourceExhausted)
 	}
 	if err := id.put(next); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	id.cut(removed)
-	return removed, nil
+	return removed, id.told, nil
 }
 
 // meant finds the keys that are to be revoked. id.mu is held.

@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"bytes"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"os"
@@ -300,24 +301,21 @@ func TestLostList(t *testing.T) {
 	}
 }
 
-// The copy on the ESP follows the list.
+// The copy on the ESP is without a revoked operator before the answer is given.
 func TestRecoveryFollowsTheList(t *testing.T) {
 	ca := newCA(t)
 	ann, ben := operator(t, ca, admin, time.Hour), operator(t, ca, reader, time.Hour)
 	id, dir, seed := seededWith(t, ca, ann, ben)
-	changes := make(chan struct{}, 8)
-	id.OnChange(func() { changes <- struct{}{} })
+	id.OnChange(func() {
+		time.Sleep(50 * time.Millisecond) // as a mount takes
+		if err := id.SaveRecovery(seed); err != nil {
+			t.Error(err)
+		}
+	})
 	if _, err := id.Revoke(certOf(t, ann), "", KeyFingerprint(certOf(t, ben))); err != nil {
 		t.Fatal(err)
 	}
-	<-changes
-	if err := id.SaveRecovery(seed); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.RemoveAll(dir); err != nil {
-		t.Fatal(err)
-	}
-	copied, err := LoadReadOnly(dir, seed)
+	copied, err := LoadReadOnly(filepath.Join(dir, "gone"), seed)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -326,6 +324,56 @@ func TestRecoveryFollowsTheList(t *testing.T) {
 	}
 	if _, err := copied.Admit(certOf(t, ben)); err == nil {
 		t.Error("a revoked operator is in the copy")
+	}
+}
+
+// A list that the ESP lost lets nobody in; only where there never was one, all that
+// the CA signed get in.
+func TestRecoveryWithoutItsList(t *testing.T) {
+	for name, lose := range map[string]func(string) error{
+		"gone":    os.Remove,
+		"empty":   func(path string) error { return os.Truncate(path, 0) },
+		"rubbish": func(path string) error { return os.WriteFile(path, []byte("rubbish"), 0o600) },
+		"zeroes":  func(path string) error { return os.WriteFile(path, make([]byte, 4096), 0o600) },
+	} {
+		ca := newCA(t)
+		ann := operator(t, ca, admin, time.Hour)
+		_, dir, seed := seededWith(t, ca, ann)
+		if err := lose(beside(seed, recoveryOperatorsFile)); err != nil {
+			t.Fatal(err)
+		}
+		id, err := LoadReadOnly(filepath.Join(dir, "gone"), seed)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, pair := range []Pair{ann, operator(t, ca, admin, time.Hour)} {
+			if _, err := id.Admit(certOf(t, pair)); !errdefs.IsUnauthorized(err) {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		if id.Fingerprint() != Fingerprint(ca.Cert) || len(id.Warnings) != 1 {
+			t.Errorf("%s: not the copy, or silent: %q", name, id.Warnings)
+		}
+	}
+}
+
+// A copy that an earlier version made is marked by the next boot.
+func TestRecoveryIsMarkedLater(t *testing.T) {
+	ca := newCA(t)
+	_, dir, seed := seededWith(t, ca, operator(t, ca, admin, time.Hour))
+	path := beside(seed, recoveryFile)
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, bytes.TrimPrefix(text, []byte(listedMark)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Load(dir, seed); err != nil {
+		t.Fatal(err)
+	}
+	if f, err := readFallback(path); err != nil || !f.listed {
+		t.Errorf("listed %v, %v", f.listed, err)
 	}
 }
 
