@@ -22,6 +22,7 @@ import (
 type access struct {
 	capsulev1.UnimplementedAccessServiceServer
 	Options
+	door     *door
 	refusals *refusals
 	renewals *quota.Quota // by operator
 }
@@ -49,6 +50,7 @@ func (s *access) Claim(ctx context.Context, req *capsulev1.ClaimRequest) (*capsu
 		s.refusals.log(s.Log, byClaimer, "claim refused", "from", from, "reason", err)
 		return nil, err
 	}
+	s.door.claimed()
 	about(ctx, "operator/"+cert.Subject.CommonName)
 	s.Log.Info("claimed", "operator", cert.Subject.CommonName, "key", identity.KeyFingerprint(cert), "from", from)
 	return &capsulev1.ClaimResponse{Ca: s.Identity.CA().Raw, Certificate: cert.Raw, Proof: proof, Name: s.Machine.Info().GetName()}, nil

@@ -1,39 +1,13 @@
 package server
 
 import (
-	"errors"
-	"io"
 	"log/slog"
-	"net"
 	"sync"
 	"time"
-
-	"google.golang.org/grpc/credentials"
 
 	capsulev1 "capsule/api/capsule/v1"
 	"capsule/internal/quota"
 )
-
-// loggedTLS logs handshakes that were refused, with the reason, which the
-// client only gets as an alert.
-type loggedTLS struct {
-	credentials.TransportCredentials
-	log      *slog.Logger
-	refusals *refusals
-}
-
-func (t *loggedTLS) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	conn, info, err := t.TransportCredentials.ServerHandshake(c)
-	// A port that is only knocked at is nobody who was refused.
-	if err != nil && !errors.Is(err, io.EOF) {
-		t.refusals.log(t.log, byStranger, "connection refused", "from", c.RemoteAddr(), "reason", err)
-	}
-	return conn, info, err
-}
-
-func (t *loggedTLS) Clone() credentials.TransportCredentials {
-	return &loggedTLS{TransportCredentials: t.TransportCredentials.Clone(), log: t.log, refusals: t.refusals}
-}
 
 const (
 	refusalsEvery = time.Second
