@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -135,7 +136,9 @@ func (l *list) add(o Operator) error {
 	return nil
 }
 
-// remove takes operators out; while certificates are adopted, that is written down.
+// remove takes operators out; while certificates are adopted, that is written down,
+// also of a renewed one that was never used: its holder has it. More than can be
+// written down ends the adoption, as a revoke must not fail.
 func (l *list) remove(out func(Operator) bool) (removed []Operator) {
 	l.Operators = slices.DeleteFunc(l.Operators, func(o Operator) bool {
 		if out(o) {
@@ -151,6 +154,9 @@ func (l *list) remove(out func(Operator) bool) (removed []Operator) {
 		if l.Adopting {
 			l.Revoked = append(l.Revoked, o.Key)
 		}
+	}
+	if len(l.Revoked) > revokedMax {
+		l.Adopting, l.Revoked = false, nil
 	}
 	return removed
 }
@@ -410,9 +416,6 @@ func (id *Identity) revoke(caller *x509.Certificate, name, fingerprint string) (
 	if id.admins(next) == 0 {
 		return nil, nil, fmt.Errorf("revoke %q: nobody else is an admin, so nobody could let anybody in again; grant the role to another first: %w", removed[0].Name, errdefs.ErrFailedPrecondition)
 	}
-	if len(next.Revoked) > revokedMax {
-		return nil, nil, fmt.Errorf("%d keys were revoked, which is the most while certificates of the first identity are adopted: %w", revokedMax, errdefs.ErrResourceExhausted)
-	}
 	if err := id.put(next); err != nil {
 		return nil, nil, err
 	}
@@ -466,6 +469,9 @@ func (id *Identity) put(next list) error {
 	}
 	if err := id.write(filepath.Join(id.dir, operatorsFile), data, 0o600); err != nil {
 		return fmt.Errorf("write the list of operators: %w", err)
+	}
+	if id.list.Adopting && !next.Adopting {
+		slog.Warn("no more certificates are adopted: who is not in the list needs a grant", "revoked", revokedMax)
 	}
 	id.list = next
 	if len(next.Operators) > 0 {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -157,6 +158,44 @@ func TestAdoptedAndRenewed(t *testing.T) {
 	}
 	if _, err := id.Admit(old); !errdefs.IsUnauthorized(err) {
 		t.Errorf("the old one: %v", err)
+	}
+}
+
+// While certificates are adopted, one that was renewed and given up before its first
+// use comes back to nobody: not after its operator was revoked, nor when more were
+// given up than are written down. A revoke never fails for that.
+func TestRevokeWhileAdopting(t *testing.T) {
+	for _, before := range []int{0, revokedMax - 1} {
+		ca := newCA(t)
+		id, dir, seed := seeded(t, ca)
+		ann, ben := certOf(t, operator(t, ca, admin, time.Hour)), certOf(t, operator(t, ca, reader, time.Hour))
+		for _, cert := range []*x509.Certificate{ann, ben} {
+			if _, err := id.Admit(cert); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for n := range before {
+			id.list.Revoked = append(id.list.Revoked, fmt.Sprint(n))
+		}
+		bens := []*x509.Certificate{ben}
+		for range 3 {
+			bens = append(bens, renew(t, id, ben))
+		}
+		if _, err := id.Revoke(ann, "", KeyFingerprint(ben)); err != nil {
+			t.Fatalf("after %d: %v", before, err)
+		}
+		id, err := Load(dir, seed)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for n, cert := range bens {
+			if _, err := id.Admit(cert); !errdefs.IsUnauthorized(err) {
+				t.Errorf("after %d: certificate %d: %v", before, n, err)
+			}
+		}
+		if _, err := id.Admit(ann); err != nil || len(id.list.Revoked) > revokedMax {
+			t.Errorf("after %d: %v, %d are kept", before, err, len(id.list.Revoked))
+		}
 	}
 }
 
