@@ -112,7 +112,7 @@ func Load(dir, seedPath string) (*Identity, error) {
 	if err == nil && !id.claimed {
 		// Nobody can hold a certificate of it yet: a seed that came later counts.
 		if _, seedErr := readSeed(seedPath); seedErr == nil {
-			id, err = nil, errors.Join(fs.ErrNotExist, os.RemoveAll(dir))
+			id, err = nil, errors.Join(fs.ErrNotExist, removeFolder(dir))
 		}
 	}
 	if errors.Is(err, fs.ErrNotExist) {
@@ -120,6 +120,9 @@ func Load(dir, seedPath string) (*Identity, error) {
 	}
 	if err != nil {
 		return nil, fmt.Errorf("load identity from %s: %w", dir, err)
+	}
+	if err := clearFolder(dir); err != nil {
+		id.Warnings = append(id.Warnings, "remove the identity from before the seed: "+err.Error())
 	}
 	if len(id.list.Operators) > 0 { // the power may have gone before the mark was written
 		if err := id.settle(); err != nil {
