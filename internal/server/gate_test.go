@@ -3,10 +3,16 @@ package server
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
+	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -136,4 +142,92 @@ func TestAuditOfACutCall(t *testing.T) {
 		}
 	}
 	t.Error("no record")
+}
+
+// A stream whose operator is revoked ends, whatever it waits for.
+func TestRevokedStreams(t *testing.T) {
+	g, ctx := newGuarded(t, capsulev1.Role_ROLE_ADMIN, func(o *Options) { o.Volumes, o.Images = newShelf(), struct{ Images }{} }), limit(t)
+	streams := map[protoreflect.FullName]grpc.ClientStream{}
+	eachMethod(func(m protoreflect.MethodDescriptor) {
+		if !m.IsStreamingClient() {
+			return
+		}
+		stream, err := g.conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, "/"+string(m.Parent().FullName())+"/"+string(m.Name()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		streams[m.FullName()] = stream
+	})
+	if err := info(ctx, g.conn); err != nil { // they are there
+		t.Fatal(err)
+	}
+	g.revoke(t)
+	for name, stream := range streams {
+		if err := stream.RecvMsg(&capsulev1.InfoResponse{}); status.Code(err) != codes.Unauthenticated {
+			t.Errorf("%s, which waits for its caller: %v", name, err)
+		}
+	}
+}
+
+// And it sends nothing more, however much is left to send.
+func TestRevokedStreamSendsNothing(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Symlink("/dev/zero", filepath.Join(dir, "endless")); err != nil {
+		t.Fatal(err)
+	}
+	g, ctx := newGuarded(t, capsulev1.Role_ROLE_OPERATOR, func(o *Options) { o.Runtime = hostDriver{root: dir} }), limit(t)
+	if _, err := capsulev1.NewObjectServiceClient(g.conn).Apply(ctx, &capsulev1.ApplyRequest{Objects: []*capsulev1.Object{testContainer("web")}}); err != nil {
+		t.Fatal(err)
+	}
+	stream, err := capsulev1.NewWorkloadServiceClient(g.conn).CopyFrom(ctx, &capsulev1.CopyFromRequest{Name: "web", Path: "endless"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	g.revoke(t)
+	for err = nil; err == nil; _, err = stream.Recv() { //nolint:revive // until it ends
+	}
+	if status.Code(err) != codes.Unauthenticated {
+		t.Errorf("ended with %v", err)
+	}
+}
+
+// silent is a stream whose caller is there and sends nothing.
+type silent struct {
+	grpc.ServerStream
+	end chan struct{}
+}
+
+func (s silent) RecvMsg(any) error { <-s.end; return io.EOF }
+
+// Of each method whose caller sends a stream it is known how long it's waited for,
+// and that is not for ever where others wait.
+func TestSilentStreams(t *testing.T) {
+	eachMethod(func(m protoreflect.MethodDescriptor) {
+		path := "/" + string(m.Parent().FullName()) + "/" + string(m.Name())
+		waits := path == capsulev1.WorkloadService_Exec_FullMethodName || path == capsulev1.UpdateService_Push_FullMethodName
+		if m.IsStreamingClient() == (waits == owing[path]) {
+			t.Errorf("%s: it owes %v", path, owing[path])
+		}
+	})
+	for _, owes := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cut := context.WithTimeoutCause(t.Context(), 10*stallMax, errRevoked)
+			defer cut()
+			in := silent{end: make(chan struct{})}
+			defer close(in.end)
+			s, begun, class := &cutStream{ServerStream: in, ctx: ctx, owing: owes}, time.Now(), errdefs.IsUnauthorized
+			waited := 10 * stallMax
+			if owes {
+				waited, class = stallMax, errdefs.IsAborted
+			}
+			for range 2 { // nor is it asked again
+				if err := s.RecvMsg(nil); !class(err) || time.Since(begun) != waited {
+					t.Errorf("owes %v: after %v: %v", owes, time.Since(begun), err)
+				}
+			}
+		})
+	}
 }
