@@ -590,3 +590,51 @@ func TestRenewInPassing(t *testing.T) {
 		})
 	}
 }
+
+// A certificate that is over opens nothing; an admin's is good for a new one all the
+// same (AUTH-01).
+func TestRenewExpired(t *testing.T) {
+	for role, renews := range map[capsulev1.Role]bool{capsulev1.Role_ROLE_ADMIN: true, capsulev1.Role_ROLE_OPERATOR: false} {
+		c, err := startCapsule(t.TempDir(), nil, t.Cleanup)
+		if err != nil {
+			t.Fatal(err)
+		}
+		home := t.TempDir()
+		t.Setenv("XDG_CONFIG_HOME", home)
+		dir := filepath.Join(home, "capsule")
+		if err := c.saveFor(dir, "kitchen", role, 2*time.Second); err != nil {
+			t.Fatal(err)
+		}
+		store, err := contexts.Open(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		old, err := store.Get("kitchen")
+		if err != nil {
+			t.Fatal(err)
+		}
+		cert, err := old.Leaf()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.id.Admit(cert); err != nil { // it is in the list, and not over yet
+			t.Fatal(err)
+		}
+		time.Sleep(time.Until(cert.NotAfter.Add(10 * time.Millisecond)))
+		a := &app{ui: &ui{out: io.Discard, err: io.Discard}, capsule: "kitchen"}
+		defer a.close()
+		_, err = capsuleInfo(t.Context(), a)
+		if status.Code(err) != codes.Unauthenticated || !strings.Contains(err.Error(), "expired on "+cert.NotAfter.Format(time.DateOnly)) {
+			t.Errorf("%v: %v", role, err)
+		}
+		if f := a.explain(t.Context(), err); f.code != exitRefused || !strings.Contains(f.Error(), "was good until "+day(cert.NotAfter)) {
+			t.Errorf("%v: %d, %v", role, f.code, f)
+		}
+		if err := renewIn(t); (err == nil) != renews {
+			t.Errorf("%v renews: %v", role, err)
+		}
+		if renews {
+			letIn(t, c)
+		}
+	}
+}
