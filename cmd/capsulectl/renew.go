@@ -183,8 +183,12 @@ func (a *app) expired() *failure {
 	if err != nil || time.Now().Before(cert.NotAfter) {
 		return nil //nolint:nilerr // what can't be read has no end
 	}
+	hint := accessHint
+	if role, err := identity.Role(cert); err == nil && role == capsulev1.Role_ROLE_ADMIN {
+		hint = "\"capsulectl access renew\" gets an admin a new one; else " + hint
+	}
 	return &failure{
 		exitRefused, fmt.Errorf("the certificate of %s for %s was good until %s", cert.Subject.CommonName, a.where(), day(cert.NotAfter)),
-		accessHint,
+		hint,
 	}
 }
