@@ -21,7 +21,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -95,11 +97,12 @@ func cut(s string, most int) string {
 	return s[:end] + more
 }
 
-// Log is the files of one folder. One process has it open at a time.
+// Log is the files of one folder, and maybe those of another that are only read. One process has it open at a time.
 type Log struct {
 	log      *slog.Logger
 	changes  *book
 	refusals *book
+	earlier  []*book      // only read
 	refused  *quota.Quota // of refusals, by whose they are
 	tried    *quota.Quota // of calls that came to nothing, by operator
 
@@ -120,11 +123,24 @@ func Open(dir string, log *slog.Logger) (*Log, error) {
 		refused: quota.New(refusalEvery, refusalsBurst), tried: quota.New(tryEvery, triesBurst),
 	}
 	var err error
-	if l.changes, err = openBook(dir, "changes", ChangesMax); err != nil {
+	if l.changes, err = openBook(dir, changesBook, ChangesMax); err != nil {
 		return nil, fmt.Errorf("open the audit log: %w", err)
 	}
-	if l.refusals, err = openBook(dir, "refusals", RefusalsMax); err != nil {
+	if l.refusals, err = openBook(dir, refusalsBook, RefusalsMax); err != nil {
 		return nil, errors.Join(fmt.Errorf("open the audit log: %w", err), l.changes.close())
+	}
+	return l, nil
+}
+
+// OpenBeside keeps its records in dir, where those in earlier can be read and must
+// not be written; there may be none.
+func OpenBeside(earlier, dir string, log *slog.Logger) (*Log, error) {
+	l, err := Open(dir, log)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range []string{changesBook, refusalsBook} {
+		l.earlier = append(l.earlier, &book{dir: earlier, name: name, size: math.MaxInt64})
 	}
 	return l, nil
 }
@@ -270,7 +286,7 @@ func (l *Log) open(follow bool) (*past, chan Record, error) {
 		return nil, nil, fmt.Errorf("the audit log is closed: %w", errdefs.ErrUnavailable)
 	}
 	p := &past{}
-	for _, b := range []*book{l.changes, l.refusals} {
+	for _, b := range slices.Concat(l.earlier, []*book{l.changes, l.refusals}) {
 		r, err := b.open()
 		if err != nil {
 			p.close()

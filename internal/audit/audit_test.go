@@ -390,6 +390,54 @@ func TestBounds(t *testing.T) {
 	}
 }
 
+// What must not be written is read all the same, before what comes meanwhile, and
+// stays as it is. It may be damaged, or not there at all.
+func TestBeside(t *testing.T) {
+	for name, c := range map[string]struct{ left, want string }{
+		"in order": {"", "a b c"}, "half a record": {`{"time":"2026`, "a b c"}, "nothing": {"-", "b c"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			earlier, dir := t.TempDir(), t.TempDir()
+			if c.left != "-" {
+				l := open(t, earlier)
+				l.Changed(record(1, "a"))
+				if err := l.Close(); err != nil {
+					t.Fatal(err)
+				}
+				f, err := os.OpenFile(filepath.Join(earlier, "changes.log"), os.O_WRONLY|os.O_APPEND, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := f.WriteString(c.left); err != nil {
+					t.Fatal(err)
+				}
+				f.Close()
+			} else if err := os.Remove(earlier); err != nil {
+				t.Fatal(err)
+			}
+			before, _ := os.ReadFile(filepath.Join(earlier, "changes.log"))
+			for i, object := range []string{"b", "c"} { // the daemon is started again
+				l, err := OpenBeside(earlier, dir, slog.New(slog.DiscardHandler))
+				if err != nil {
+					t.Fatal(err)
+				}
+				l.Changed(record(2+i, object))
+				if i == 1 {
+					if got := objects(t, l, all); got != c.want {
+						t.Errorf("read %q, want %q", got, c.want)
+					}
+				}
+				if err := l.Close(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if after, _ := os.ReadFile(filepath.Join(earlier, "changes.log")); string(after) != string(before) {
+				t.Errorf("what is only read was changed: %q", after)
+			}
+		})
+	}
+}
+
 func TestClosed(t *testing.T) {
 	l := open(t, t.TempDir())
 	l.Changed(record(1, "a"))

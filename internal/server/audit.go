@@ -301,7 +301,7 @@ func objectNamed(noun string, m protoreflect.Message) string {
 	return ""
 }
 
-var errNoAudit = fmt.Errorf("this capsule keeps no audit log as it came up, see \"capsulectl capsule info\" for why: %w", errdefs.ErrFailedPrecondition)
+var errNoAudit = fmt.Errorf("this capsule keeps no audit log since it was started, \"capsulectl capsule logs\" says why: %w", errdefs.ErrFailedPrecondition)
 
 // Audit gives the records that are kept.
 func (s *capsule) Audit(req *capsulev1.AuditRequest, out capsulev1.CapsuleService_AuditServer) error {

@@ -308,14 +308,54 @@ func TestAuditOfALongCall(t *testing.T) {
 	}
 }
 
+// In recovery an admin reads what was done before, and what is done and refused now
+// stands beside it.
 func TestAuditInRecovery(t *testing.T) {
-	b := newBox(t, nil)
+	earlier := t.TempDir()
+	before, err := audit.Open(earlier, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	before.Changed(audit.Record{Time: time.Now(), Operator: "anna", Method: "ObjectService/Apply", Code: "OK"})
+	if err := before.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l, err := audit.OpenBeside(earlier, t.TempDir(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	b, ctx := newBox(t, func(o *Options) { o.Audit = l }), limit(t)
 	b.machine.reason = "the disk is broken"
+	if _, err := capsulev1.NewObjectServiceClient(b.dial(t, capsulev1.Role_ROLE_READER)).Delete(ctx, &capsulev1.DeleteRequest{}); err == nil {
+		t.Error("a reader deletes")
+	}
+	admin := capsulev1.NewCapsuleServiceClient(b.dial(t, capsulev1.Role_ROLE_ADMIN))
+	if _, err := admin.RestartService(ctx, &capsulev1.RestartServiceRequest{Service: "containerd"}); err != nil {
+		t.Fatal(err)
+	}
+	stream, err := admin.Audit(ctx, &capsulev1.AuditRequest{Tail: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"ObjectService/Apply OK", "ObjectService/Delete PermissionDenied", "CapsuleService/RestartService OK"} {
+		r, err := stream.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := r.GetMethod() + " " + r.GetCode(); got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
+	}
+}
+
+func TestWithoutAudit(t *testing.T) {
+	b := newBox(t, nil)
 	stream, err := capsulev1.NewCapsuleServiceClient(b.dial(t, capsulev1.Role_ROLE_ADMIN)).Audit(limit(t), &capsulev1.AuditRequest{})
 	if err == nil {
 		_, err = stream.Recv()
 	}
-	if err == nil || !strings.Contains(err.Error(), "keeps no audit log as it came up") {
+	if err == nil || !strings.Contains(err.Error(), "keeps no audit log") {
 		t.Errorf("without a log: %v", err)
 	}
 }

@@ -45,14 +45,14 @@ type door struct {
 	handshakes, visitors             *crowd
 
 	mu        sync.Mutex
-	strangers map[*stranger]bool
+	strangers map[*stranger]*time.Timer // until its end
 }
 
 func newDoor(o Options, r *refusals) *door {
 	return &door{
 		TransportCredentials: credentials.NewTLS(o.TLS), config: o.TLS, id: o.Identity, log: o.Log, audit: o.Audit, refusals: r,
 		handshakes: newCrowd(handshakesMax, handshakesOfOne), visitors: newCrowd(strangersMax, strangersOfOne),
-		strangers: map[*stranger]bool{},
+		strangers: map[*stranger]*time.Timer{},
 	}
 }
 
@@ -91,18 +91,17 @@ func (d *door) let(conn net.Conn, chain []*x509.Certificate) (net.Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connections without a certificate: %w", err)
 	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	s := &stranger{visit: visit{Conn: conn}, left: strangerBytes}
-	timer := time.AfterFunc(strangerMax, func() { _ = s.Close() })
 	s.leave = sync.OnceFunc(func() {
-		timer.Stop()
 		leave()
 		d.mu.Lock()
 		defer d.mu.Unlock()
+		d.strangers[s].Stop()
 		delete(d.strangers, s)
 	})
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.strangers[s] = true
+	d.strangers[s] = time.AfterFunc(strangerMax, func() { _ = s.Close() })
 	return s, nil
 }
 

@@ -107,14 +107,18 @@ func TestStrangersAreShort(t *testing.T) {
 				c.then(d)
 				time.Sleep(c.wait - time.Nanosecond)
 				synctest.Wait()
-				if d.visitors.all != 1 {
+				d.mu.Lock()
+				if len(d.strangers) != 1 {
 					t.Error("closed too soon")
 				}
+				d.mu.Unlock()
 				time.Sleep(time.Nanosecond)
 				synctest.Wait()
 				if _, err := in.Read(make([]byte, 1)); !errors.Is(err, io.ErrClosedPipe) {
 					t.Errorf("still open: %v", err)
 				}
+				d.mu.Lock()
+				defer d.mu.Unlock()
 				if d.visitors.all != 0 || len(d.visitors.from) != 0 || len(d.strangers) != 0 {
 					t.Errorf("left behind: %+v", d.visitors)
 				}
