@@ -311,13 +311,10 @@ func (w *won) save(store *contexts.Store, name string) (contexts.Context, error)
 		return contexts.Context{}, err
 	}
 	c := contexts.Context{Host: w.claimer.host, CA: certPEM(w.ca), Certificate: certPEM(w.certificate), Key: key, Issued: time.Now().UTC().Truncate(time.Second)}
-	if name == "" {
-		name = w.name
+	if c.Name = name; name == "" {
+		c.Name = w.name
 	}
-	if c.Name, err = freeFor(store, name, c.CA); err != nil {
-		return c, err
-	}
-	if err := store.Put(c); err != nil {
+	if c, err = w.claimer.app.add(store, c); err != nil {
 		return c, err
 	}
 	if err := store.Use(c.Name); err != nil {
@@ -326,13 +323,13 @@ func (w *won) save(store *contexts.Store, name string) (contexts.Context, error)
 	return c, store.Settle(w.claimer.key)
 }
 
-// freeFor is the name for a context of a capsule: one that this very capsule has
-// is replaced, that of another one never.
-func freeFor(store *contexts.Store, name, ca string) (string, error) {
-	if c, err := store.Get(name); err == nil && c.CA == ca {
-		return name, nil
+// add saves a context, and says so when its name is not the one that was meant.
+func (a *app) add(store *contexts.Store, c contexts.Context) (contexts.Context, error) {
+	saved, err := store.Add(c)
+	if err == nil && !strings.EqualFold(saved.Name, c.Name) {
+		a.ui.note("context %s has other keys and stays as it is; the new one is %s", c.Name, saved.Name)
 	}
-	return store.Free(name)
+	return saved, err
 }
 
 func certPEM(cert *x509.Certificate) string { return string(identity.EncodeCert(cert)) }

@@ -1,10 +1,13 @@
 package mdns
 
 import (
+	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/miekg/dns"
@@ -71,8 +74,9 @@ func TestAnswers(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := q.Unpack(data); err != nil {
-				t.Fatal(err)
+			q, ok := readQuery(data)
+			if !ok {
+				t.Fatal("no question")
 			}
 			got := answers(c.records, q)
 			if kinds(got) != c.answers || kinds(besides(c.records, got)) != c.extra {
@@ -248,4 +252,62 @@ func FuzzRead(f *testing.F) {
 			}
 		}
 	})
+}
+
+// However a packet is filled, the work for it is that of reading it.
+func TestAnswersToFullPackets(t *testing.T) {
+	s := testService("capsule-a3f2", "a3f2")
+	l := testLink("192.168.1.20/24")
+	for i := range 15 {
+		l.Addresses = append(l.Addresses, netip.MustParsePrefix(fmt.Sprintf("2001:db8::%x/64", i+1)))
+	}
+	all := records(s, l)
+	ask := func(name string, kind uint16) dns.Question {
+		return dns.Question{Name: name, Qtype: kind, Qclass: dns.ClassINET}
+	}
+	for name, fill := range map[string]func(q *dns.Msg, i int){
+		"one question": func(q *dns.Msg, _ int) { q.Question = append(q.Question, ask(s.host(), dns.TypeAAAA)) },
+		"all types":    func(q *dns.Msg, i int) { q.Question = append(q.Question, ask(s.host(), uint16(i))) },
+		"known": func(q *dns.Msg, _ int) {
+			q.Question = []dns.Question{ask(s.host(), dns.TypeANY)}
+			q.Answer = append(q.Answer, all[len(all)-2])
+		},
+		"known by others": func(q *dns.Msg, _ int) {
+			q.Question = []dns.Question{ask(s.host(), dns.TypeANY)}
+			q.Answer = append(q.Answer, &dns.AAAA{Hdr: dns.RR_Header{Name: s.host(), Rrtype: dns.TypeAAAA, Class: dns.ClassINET | flush, Ttl: hostTTL}, AAAA: net.ParseIP("2001:db8::ffff")})
+		},
+		"both": func(q *dns.Msg, i int) {
+			q.Question = append(q.Question, ask(s.host(), dns.TypeANY))
+			q.Answer = append(q.Answer, all[len(all)-2])
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var q dns.Msg
+			q.Compress = true
+			data := []byte{}
+			for i := 1; ; i += 10 {
+				for j := range 10 {
+					fill(&q, i+j)
+				}
+				next, err := q.Pack()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if len(next) > packetMax {
+					break
+				}
+				data = next
+			}
+			query, ok := readQuery(data)
+			if !ok || len(query.Question) > questionsMax {
+				t.Fatalf("%d questions, %v", len(query.Question), ok)
+			}
+			begun := time.Now()
+			got := testing.AllocsPerRun(1, func() { answers(all, query) })
+			t.Logf("%d questions, %d known: %v allocations, twice in %v", len(query.Question), len(query.Answer), got, time.Since(begun))
+			if got > 1000 {
+				t.Errorf("%v allocations", got)
+			}
+		})
+	}
 }
