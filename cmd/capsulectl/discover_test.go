@@ -41,6 +41,8 @@ func TestNextSteps(t *testing.T) {
 			`capsule-b is nobody's yet: "capsulectl claim capsule-b" takes it, with the code on its console`}},
 		{"to install", []mdns.Found{foundCapsule("capsule-b", "b", mdns.Installer, "192.168.1.3")}, []string{
 			`capsule-b waits to be installed: "capsulectl install capsule-b" goes on, with the code on its console`}},
+		{"mine to install", []mdns.Found{foundCapsule("home", "a", mdns.Installer, "192.168.1.2")}, []string{
+			`home waits to be installed: "capsulectl install home" goes on`}},
 		{"somebody's", []mdns.Found{foundCapsule("capsule-b", "b", mdns.Claimed, "192.168.1.3")}, []string{
 			`capsule-b is somebody's: "capsulectl access request" begins to ask one of its admins for access`}},
 		{"of a later version", []mdns.Found{foundCapsule("capsule-b", "b", "resting", "192.168.1.3")}, nil},
