@@ -21,6 +21,9 @@ func findByName(ctx context.Context, name string) (string, error) {
 	if errdefs.IsNotFound(err) {
 		return "", &failure{exitFailed, err, "its console shows its address: \"capsulectl claim ADDRESS\"; \"capsulectl discover\" shows what answers"}
 	}
+	if errdefs.IsFailedPrecondition(err) {
+		return "", &failure{exitFailed, err, "\"capsulectl discover\" shows each with its fingerprint, which is also on its console"}
+	}
 	if err == nil && found.Host() == "" {
 		err = fmt.Errorf("capsule %q answers, but names no address", name)
 	}
