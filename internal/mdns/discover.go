@@ -37,10 +37,19 @@ type Found struct {
 
 // Host is where its API is reached, "192.168.1.20:50000".
 func (f Found) Host() string {
-	if len(f.Addresses) == 0 {
-		return ""
+	if hosts := f.Hosts(); len(hosts) > 0 {
+		return hosts[0]
 	}
-	return net.JoinHostPort(f.Addresses[0].String(), strconv.Itoa(int(f.Port)))
+	return ""
+}
+
+// Hosts are all places where its API may be reached, the best first.
+func (f Found) Hosts() []string {
+	var hosts []string
+	for _, a := range f.Addresses {
+		hosts = append(hosts, net.JoinHostPort(a.String(), strconv.Itoa(int(f.Port))))
+	}
+	return hosts
 }
 
 // Discover asks on all networks of this machine until ctx ends, and tells each
