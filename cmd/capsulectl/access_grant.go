@@ -206,7 +206,10 @@ func newAccessAcceptCommand(a *app) *cobra.Command {
 	var name string
 	cmd := &cobra.Command{
 		Use: "accept FILE|-", Short: "Make a context of what an admin granted",
-		Long:    longGrantFlow + "\n\nIt is done where the request was made: there the key is.",
+		Long: longGrantFlow + `
+
+It is done where the request was made: there the key is. Only a context of the same
+capsule, name and role is replaced; beside any other the new one is NAME-2.`,
 		Example: "  capsulectl access accept ann.grant",
 		Args:    cobra.ExactArgs(1),
 		RunE:    func(cmd *cobra.Command, args []string) error { return runAccessAccept(cmd.Context(), a, name, args[0]) },

@@ -354,18 +354,26 @@ func TestSeek(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	silent := listen(t, func(conn net.Conn) { io.Copy(io.Discard, conn); conn.Close() }) //nolint:errcheck // it ends with the asker
+	const dead = "127.0.0.1:1"
 	for name, test := range map[string]struct {
-		host, found string
-		ok          bool
-		moved       string
+		host  string
+		found []string
+		ok    bool
+		moved string
 	}{
-		"where it was":          {c.address, other.address, true, ""},
-		"nothing there":         {"127.0.0.1:1", c.address, true, c.address},
-		"another there":         {other.address, c.address, true, c.address},
-		"a stranger is found":   {"127.0.0.1:1", other.address, false, ""},
-		"two strangers":         {other.address, "127.0.0.1:1", false, ""},
-		"found nowhere":         {"127.0.0.1:1", "", false, ""},
-		"found where it is not": {other.address, other.address, false, ""},
+		"where it was":           {c.address, []string{other.address}, true, ""},
+		"nothing there":          {dead, []string{c.address}, true, c.address},
+		"another there":          {other.address, []string{c.address}, true, c.address},
+		"a stranger is found":    {dead, []string{other.address}, false, ""},
+		"two strangers":          {other.address, []string{dead}, false, ""},
+		"found nowhere":          {dead, nil, false, ""},
+		"found where it is not":  {other.address, []string{other.address}, false, ""},
+		"after a liar":           {dead, []string{other.address, c.address}, true, c.address},
+		"after one that is gone": {dead, []string{"127.0.0.1:2", c.address}, true, c.address},
+		"after one that is mute": {dead, []string{silent, c.address}, true, c.address},
+		"among many":             {other.address, []string{silent, dead, other.address, c.address, "127.0.0.1:2"}, true, c.address},
+		"before all those":       {other.address, []string{c.address, silent, dead}, true, c.address},
 	} {
 		t.Run(name, func(t *testing.T) {
 			home := t.TempDir()
@@ -387,7 +395,7 @@ func TestSeek(t *testing.T) {
 				t.Fatal(err)
 			}
 			a.client.seek.ca = identity.Fingerprint(c.ca.Cert) // as if it were not loopback
-			a.client.seek.find = func(context.Context, string) (string, error) { return test.found, nil }
+			a.client.seek.find = func(context.Context, string) ([]string, error) { return test.found, nil }
 			_, err = capsuleInfo(t.Context(), a)
 			if (err == nil) != test.ok {
 				t.Fatalf("answered: %v", err)

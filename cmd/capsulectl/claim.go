@@ -50,7 +50,8 @@ connection, so nobody in between can take part. A code is typed in any case, wit
 or without dashes; where there is no terminal it is one line of the standard input.
 
 The key is kept here before the capsule hears of it: when the answer gets lost, the
-same command with the same code ends what was begun.`,
+same command with the same code ends what was begun. A context of that name is replaced
+only if it was yours for the same capsule; beside any other the new one is NAME-2.`,
 		Example: `  capsulectl claim capsule-a3f2
   capsulectl claim 192.168.1.20 --operator anna --context kitchen`,
 		Args: cobra.ExactArgs(1),

@@ -81,6 +81,24 @@ func TestFoundView(t *testing.T) {
 	}
 }
 
+// Who says all that a capsule says, from its own address and with its own port, hides
+// none of the places where that one is.
+func TestMoreHosts(t *testing.T) {
+	mine := foundCapsule("home", "a", mdns.Claimed, "192.168.1.2")
+	both := mine
+	both.Port, both.Addresses = 1, append([]netip.Addr{netip.MustParseAddr("192.168.1.66")}, mine.Addresses...)
+	hosts := moreHosts(moreHosts(nil, both), mine)
+	if diff := cmp.Diff([]string{"192.168.1.66:1", "192.168.1.2:1", "192.168.1.2:50000"}, hosts); diff != "" {
+		t.Error(diff)
+	}
+	for i := range 2 * triesMax {
+		hosts = moreHosts(hosts, foundCapsule("home", "a", mdns.Claimed, fmt.Sprintf("192.168.2.%d", i)))
+	}
+	if len(hosts) != triesMax {
+		t.Errorf("%d are tried", len(hosts))
+	}
+}
+
 // What others call themselves does not move the cursor.
 func TestAuditRow(t *testing.T) {
 	row := auditRow(&capsulev1.AuditResponse{Operator: "x\x1b[2J", Code: "NotFound", Message: "no\nway", Lost: 3})

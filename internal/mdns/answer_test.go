@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 	"github.com/miekg/dns"
 )
@@ -235,6 +236,31 @@ func TestLearn(t *testing.T) {
 	f.learn(answer{Found{other, addrs("192.168.1.66")}, netip.MustParseAddr("192.168.1.66")})
 	if len(f) != 2 {
 		t.Errorf("%d capsules", len(f))
+	}
+}
+
+// Who names a capsule that has namesakes is told where each of them is.
+func TestNamesakes(t *testing.T) {
+	at := func(digit, address string) Found {
+		return Found{testService("home", digit), []netip.Addr{netip.MustParseAddr(address)}}
+	}
+	three := []Found{at("c", "192.168.1.30"), at("a", "192.168.1.10"), at("b", "fe80::1%eth0")}
+	_, err := only("home", three)
+	if want := `3 capsules answer to "home", at 192.168.1.10:50000, 192.168.1.30:50000, [fe80::1%eth0]:50000: name the right one by its address`; !errdefs.IsFailedPrecondition(err) || !strings.HasPrefix(err.Error(), want) {
+		t.Errorf("%v", err)
+	}
+	var many []Found
+	for i := range 20 {
+		many = append(many, at(fmt.Sprintf("%02d", i), fmt.Sprintf("192.168.1.%d", 10+i)))
+	}
+	if _, err := only("home", many); err == nil || !strings.Contains(err.Error(), "192.168.1.17:50000, and others") {
+		t.Errorf("%v", err)
+	}
+	if f, err := only("home", three[:1]); err != nil || f.ID != three[0].ID {
+		t.Errorf("%v, %v", f, err)
+	}
+	if _, err := only("home", nil); !errdefs.IsNotFound(err) {
+		t.Errorf("%v", err)
 	}
 }
 
