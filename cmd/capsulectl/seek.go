@@ -180,7 +180,7 @@ func (s *seeker) greet(ctx context.Context, host string) *greeted {
 	if err != nil {
 		return nil
 	}
-	conn, info, err := s.handshake(ctx, host, raw)
+	conn, info, err := s.handshake(ctx, identity.ServerName, raw)
 	if err != nil {
 		raw.Close() //nolint:errcheck // it failed
 		return nil
