@@ -547,20 +547,7 @@ func TestRenewInPassing(t *testing.T) {
 		"by name, with some time left": {45 * day, "", "kitchen", false, true, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c, err := startCapsule(t.TempDir(), nil, t.Cleanup)
-			if err != nil {
-				t.Fatal(err)
-			}
-			home := t.TempDir()
-			t.Setenv("XDG_CONFIG_HOME", home)
-			dir := filepath.Join(home, "capsule")
-			if err := c.saveFor(dir, "kitchen", capsulev1.Role_ROLE_ADMIN, test.life); err != nil {
-				t.Fatal(err)
-			}
-			store, err := contexts.Open(dir)
-			if err != nil {
-				t.Fatal(err)
-			}
+			c, store := inKitchen(t, capsulev1.Role_ROLE_ADMIN, test.life)
 			if err := store.Use("kitchen"); err != nil {
 				t.Fatal(err)
 			}
@@ -599,24 +586,31 @@ func TestRenewInPassing(t *testing.T) {
 	}
 }
 
+// inKitchen is a capsule, and the operator's contexts with one of that name for it.
+func inKitchen(t *testing.T, role capsulev1.Role, life time.Duration) (*testCapsule, *contexts.Store) {
+	t.Helper()
+	c, err := startCapsule(t.TempDir(), nil, t.Cleanup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	home := t.TempDir()
+	t.Setenv("XDG_CONFIG_HOME", home)
+	dir := filepath.Join(home, "capsule")
+	if err := c.saveFor(dir, "kitchen", role, life); err != nil {
+		t.Fatal(err)
+	}
+	store, err := contexts.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c, store
+}
+
 // A certificate that is over opens nothing; an admin's is good for a new one all the
 // same (AUTH-01).
 func TestRenewExpired(t *testing.T) {
 	for role, renews := range map[capsulev1.Role]bool{capsulev1.Role_ROLE_ADMIN: true, capsulev1.Role_ROLE_OPERATOR: false} {
-		c, err := startCapsule(t.TempDir(), nil, t.Cleanup)
-		if err != nil {
-			t.Fatal(err)
-		}
-		home := t.TempDir()
-		t.Setenv("XDG_CONFIG_HOME", home)
-		dir := filepath.Join(home, "capsule")
-		if err := c.saveFor(dir, "kitchen", role, 2*time.Second); err != nil {
-			t.Fatal(err)
-		}
-		store, err := contexts.Open(dir)
-		if err != nil {
-			t.Fatal(err)
-		}
+		c, store := inKitchen(t, role, 2*time.Second)
 		old, err := store.Get("kitchen")
 		if err != nil {
 			t.Fatal(err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	"google.golang.org/grpc/codes"
 
 	capsulev1 "capsule/api/capsule/v1"
@@ -17,24 +18,18 @@ func (a *app) owner(ctx context.Context, o InstallOptions, target string) error 
 	if err != nil {
 		return err
 	}
-	names, err := store.List()
-	if err != nil {
+	target = bareName(target)
+	if c, err := store.Get(target); err == nil {
+		a.capsule = c.Name
+		return nil
+	} else if !errdefs.IsNotFound(err) && !errdefs.IsInvalidArgument(err) {
 		return err
-	}
-	if n := len(target) - len(".local"); n > 0 && strings.EqualFold(target[n:], ".local") {
-		target = target[:n]
-	}
-	for _, name := range names {
-		if strings.EqualFold(name, target) {
-			a.capsule = name
-			return nil
-		}
 	}
 	host, err := a.claimHost(ctx, target)
 	if err != nil {
 		return err
 	}
-	a.capsule, err = contextOf(ctx, store, names, host)
+	a.capsule, err = contextOf(ctx, store, host)
 	if err != nil || a.capsule != "" {
 		return err
 	}
@@ -46,7 +41,11 @@ func (a *app) owner(ctx context.Context, o InstallOptions, target string) error 
 // contextOf is the context of the capsule that answers there, if that lets it in; ""
 // when there's none. The capsule's CA decides, as addresses change hands; that it lets
 // strangers connect does not, since it goes on with that for a while after its claim.
-func contextOf(ctx context.Context, store *contexts.Store, names []string, host string) (string, error) {
+func contextOf(ctx context.Context, store *contexts.Store, host string) (string, error) {
+	names, err := store.List()
+	if err != nil {
+		return "", err
+	}
 	conn, err := handshake(ctx, host)
 	if err != nil {
 		return "", nil //nolint:nilerr // a claim tries for longer, and says why

@@ -168,11 +168,13 @@ func (d *daemon) restStorage(ctx context.Context) {
 // one the capsule works all the same: this machine is of no use to whoever can't get
 // in.
 func (d *daemon) openAudit() {
-	open := func() (*audit.Log, error) { return audit.Open(auditDir, slog.Default()) }
-	if !d.machine.normal() {
-		open = func() (*audit.Log, error) { return audit.OpenBeside(auditDir, ramAuditDir, slog.Default()) }
+	var l *audit.Log
+	var err error
+	if d.machine.normal() {
+		l, err = audit.Open(auditDir, slog.Default())
+	} else {
+		l, err = audit.OpenBeside(auditDir, ramAuditDir, slog.Default())
 	}
-	l, err := open()
 	if err != nil {
 		slog.Error("no audit log is kept", "error", err)
 		return

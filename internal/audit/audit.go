@@ -97,7 +97,8 @@ func cut(s string, most int) string {
 	return s[:end] + more
 }
 
-// Log is the files of one folder, and maybe those of another that are only read. One process has it open at a time.
+// Log is the files of one folder, and maybe those of another that are only read. One
+// process has it open at a time.
 type Log struct {
 	log      *slog.Logger
 	changes  *book
@@ -151,25 +152,21 @@ func (l *Log) Changed(r Record) { l.append(l.changes, r) }
 // Tried appends a call that was let in and changed nothing, or counts it where its
 // operator has made many. That is told by name: a key is renewed.
 func (l *Log) Tried(r Record) {
-	if l.tried.Allow(r.Operator) {
-		l.append(l.changes, r)
-		return
-	}
-	l.count(l.changes)
+	l.within(l.tried, r.Operator, l.changes, r)
 }
 
 // Refused appends a call that was not let in, or counts it where there are many;
 // by is whose quota it is of.
 func (l *Log) Refused(r Record, by string) {
-	if l.refused.Allow(by) {
-		l.append(l.refusals, r)
-		return
-	}
-	l.count(l.refusals)
+	l.within(l.refused, by, l.refusals, r)
 }
 
-// count notes a call that has no record.
-func (l *Log) count(b *book) {
+// within appends what somebody has a quota of, or counts it.
+func (l *Log) within(q *quota.Quota, by string, b *book, r Record) {
+	if q.Allow(by) {
+		l.append(b, r)
+		return
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	b.lost++

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -146,15 +145,7 @@ func (i *Installer) open(path string, plan Plan) (*device, error) {
 // dropSeed takes the seed from the stick, which the new capsule has now: two of them
 // with one identity could not be told apart. It's all that is ever written there.
 func (i *Installer) dropSeed() error {
-	seeded := false
-	err := i.Boot.WithESP(disk.ReadOnly, func(dir string) error {
-		_, err := os.Stat(filepath.Join(dir, disk.SeedFile))
-		seeded = err == nil
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		return err
-	})
+	seeded, err := i.Boot.OnESP(disk.SeedFile)
 	if err != nil || !seeded {
 		return err
 	}

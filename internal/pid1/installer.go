@@ -69,17 +69,7 @@ func (m *machine) lookMedium() (err error) {
 	return err
 }
 
-func (m *machine) stays() (stay bool, err error) {
-	err = m.boot.WithESP(disk.ReadOnly, func(dir string) error {
-		_, err := os.Stat(filepath.Join(dir, disk.StayFile))
-		stay = err == nil
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		return err
-	})
-	return stay, err
-}
+func (m *machine) stays() (bool, error) { return m.boot.OnESP(disk.StayFile) }
 
 // errUnsure is what the operator of a new medium reads that can't be told from a stick.
 var errUnsure = errors.New("PERM is new, but it can't be told whether this disk is an installation stick or is to become a capsule's, and nothing is written to it: " +
