@@ -17,7 +17,7 @@ import (
 const (
 	kernelSource     = "linux-source-6.12" // package, and name of its archive
 	guestKernelStep  = "guest kernel"
-	guestKernelMax   = time.Hour // one run of make; two cores take four minutes
+	guestKernelMax   = time.Hour // one run of make; two cores take four minutes, slow ones fifteen
 	kernelSourceMax  = 10 * time.Minute
 	guestKernelBuild = "Thu Jan  1 00:00:00 UTC 1970" // told by uname -v
 )
@@ -46,7 +46,8 @@ var kernelUnused = []string{
 // the same sources takes it from there, whatever happened to the other steps.
 func (b *builder) guestVmlinux() string { return filepath.Join(b.cache, "guest", "vmlinux") }
 
-// guestKernel compiles the kernel that microVMs boot from Debian's source.
+// guestKernel compiles the kernel that microVMs boot from Debian's source, unless
+// another checkout has done so.
 func (b *builder) guestKernel() error {
 	compiler, err := run.Output(b.ctx, quick, "gcc", "--version")
 	if err != nil {
@@ -59,9 +60,20 @@ func (b *builder) guestKernel() error {
 	k := newKey("guest kernel 1", b.lockedPackage(kernelSource), list("guest-kernel"), guestKernelEdits,
 		kernelUnused, guestKernelBuild, string(compiler), string(linker))
 	return b.step(guestKernelStep, k, []string{b.guestVmlinux()}, func() error {
+		sum, err := k.sum()
+		if err != nil {
+			return err
+		}
+		kept := keepOf("guest-kernel", sum)
+		if ok, err := kept.take(b.guestVmlinux()); ok || err != nil {
+			return err
+		}
 		tree := filepath.Join(b.work, "guest-kernel")
 		defer os.RemoveAll(tree)
-		return b.compileGuestKernel(tree)
+		if err := b.compileGuestKernel(tree); err != nil {
+			return err
+		}
+		return kept.put(b.guestVmlinux())
 	})
 }
 

@@ -40,6 +40,34 @@ func TestGuestKernelList(t *testing.T) {
 	}
 }
 
+// What one checkout made, another one has; not under another key, and not for a user
+// who has no cache.
+func TestKeep(t *testing.T) {
+	t.Setenv("XDG_CACHE_HOME", t.TempDir())
+	made, other := filepath.Join(t.TempDir(), "vmlinux"), filepath.Join(t.TempDir(), "guest", "vmlinux")
+	if err := os.WriteFile(made, []byte("kernel"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := keepOf("k", "1").put(made); err != nil {
+		t.Fatal(err)
+	}
+	if ok, err := keepOf("k", "2").take(other); ok || err != nil {
+		t.Errorf("another key: %v, %v", ok, err)
+	}
+	if ok, err := keepOf("k", "1").take(other); !ok || err != nil {
+		t.Fatalf("the same key: %v, %v", ok, err)
+	}
+	if content, err := os.ReadFile(other); string(content) != "kernel" {
+		t.Errorf("%q, %v", content, err)
+	}
+	t.Setenv("XDG_CACHE_HOME", "")
+	t.Setenv("HOME", "")
+	none := keepOf("k", "1")
+	if ok, err := none.take(other); ok || err != nil || none.put(made) != nil {
+		t.Errorf("without a cache: %v, %v", ok, err)
+	}
+}
+
 func TestKernelEdit(t *testing.T) {
 	edit := kernelEdit{path: "a/b.c", old: "\nint x = 0;\n", new: "\nint x = 1;\n"}
 	for _, c := range []struct{ source, want string }{

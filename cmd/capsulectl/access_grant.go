@@ -206,7 +206,10 @@ func newAccessAcceptCommand(a *app) *cobra.Command {
 	var name string
 	cmd := &cobra.Command{
 		Use: "accept FILE|-", Short: "Make a context of what an admin granted",
-		Long:    longGrantFlow + "\n\nIt is done where the request was made: there the key is.",
+		Long: longGrantFlow + `
+
+It is done where the request was made: there the key is. Only a context of the same
+capsule, name and role is replaced; beside any other the new one is NAME-2.`,
 		Example: "  capsulectl access accept ann.grant",
 		Args:    cobra.ExactArgs(1),
 		RunE:    func(cmd *cobra.Command, args []string) error { return runAccessAccept(cmd.Context(), a, name, args[0]) },
@@ -227,7 +230,7 @@ func runAccessAccept(ctx context.Context, a *app, name, file string) error {
 	if name == "" {
 		name = g.Capsule
 	}
-	c := contexts.Context{Host: g.Host, CA: g.CA, Certificate: g.Certificate, Issued: time.Now().UTC().Truncate(time.Second)}
+	c := contexts.Context{Name: name, Host: g.Host, CA: g.CA, Certificate: g.Certificate, Issued: time.Now().UTC().Truncate(time.Second)}
 	key, err := store.KeyFor(cert)
 	if errdefs.IsNotFound(err) {
 		return &failure{exitFailed, err, "accept it where \"capsulectl access request\" was run, by the same user"}
@@ -236,10 +239,10 @@ func runAccessAccept(ctx context.Context, a *app, name, file string) error {
 		return err
 	}
 	c.Key = key
-	if c.Name, err = freeFor(store, name, c.CA); err != nil {
+	if c, err = a.add(store, c); err != nil {
 		return err
 	}
-	if err := keepAccepted(store, c, cert); err != nil {
+	if err := afterAccept(store, c, cert); err != nil {
 		return err
 	}
 	a.ui.printf("context %s saved\n", c.Name)
@@ -248,12 +251,9 @@ func runAccessAccept(ctx context.Context, a *app, name, file string) error {
 	return nil
 }
 
-// keepAccepted saves a context, which is the current one where there was none, and
-// forgets that its key was pending.
-func keepAccepted(store *contexts.Store, c contexts.Context, cert *x509.Certificate) error {
-	if err := store.Put(c); err != nil {
-		return err
-	}
+// afterAccept makes a saved context the current one where there was none, and forgets
+// that its key was pending.
+func afterAccept(store *contexts.Store, c contexts.Context, cert *x509.Certificate) error {
 	if current, err := store.Current(); err == nil && current == "" {
 		if err := store.Use(c.Name); err != nil {
 			return err

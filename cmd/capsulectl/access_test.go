@@ -19,7 +19,9 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/status"
 
 	capsulev1 "capsule/api/capsule/v1"
 	"capsule/internal/claim"
@@ -352,18 +354,26 @@ func TestSeek(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	silent := listen(t, func(conn net.Conn) { io.Copy(io.Discard, conn); conn.Close() }) //nolint:errcheck // it ends with the asker
+	const dead = "127.0.0.1:1"
 	for name, test := range map[string]struct {
-		host, found string
-		ok          bool
-		moved       string
+		host  string
+		found []string
+		ok    bool
+		moved string
 	}{
-		"where it was":          {c.address, other.address, true, ""},
-		"nothing there":         {"127.0.0.1:1", c.address, true, c.address},
-		"another there":         {other.address, c.address, true, c.address},
-		"a stranger is found":   {"127.0.0.1:1", other.address, false, ""},
-		"two strangers":         {other.address, "127.0.0.1:1", false, ""},
-		"found nowhere":         {"127.0.0.1:1", "", false, ""},
-		"found where it is not": {other.address, other.address, false, ""},
+		"where it was":           {c.address, []string{other.address}, true, ""},
+		"nothing there":          {dead, []string{c.address}, true, c.address},
+		"another there":          {other.address, []string{c.address}, true, c.address},
+		"a stranger is found":    {dead, []string{other.address}, false, ""},
+		"two strangers":          {other.address, []string{dead}, false, ""},
+		"found nowhere":          {dead, nil, false, ""},
+		"found where it is not":  {other.address, []string{other.address}, false, ""},
+		"after a liar":           {dead, []string{other.address, c.address}, true, c.address},
+		"after one that is gone": {dead, []string{"127.0.0.1:2", c.address}, true, c.address},
+		"after one that is mute": {dead, []string{silent, c.address}, true, c.address},
+		"among many":             {other.address, []string{silent, dead, other.address, c.address, "127.0.0.1:2"}, true, c.address},
+		"before all those":       {other.address, []string{c.address, silent, dead}, true, c.address},
 	} {
 		t.Run(name, func(t *testing.T) {
 			home := t.TempDir()
@@ -385,7 +395,7 @@ func TestSeek(t *testing.T) {
 				t.Fatal(err)
 			}
 			a.client.seek.ca = identity.Fingerprint(c.ca.Cert) // as if it were not loopback
-			a.client.seek.find = func(context.Context, string) (string, error) { return test.found, nil }
+			a.client.seek.find = func(context.Context, string) ([]string, error) { return test.found, nil }
 			_, err = capsuleInfo(t.Context(), a)
 			if (err == nil) != test.ok {
 				t.Fatalf("answered: %v", err)
@@ -487,22 +497,146 @@ func TestRenewAnswerLost(t *testing.T) {
 	letIn(t, c)
 }
 
-// Of commands that renew at the same time, none shuts the others out.
+// Of commands that renew at the same time, none shuts the others out. The capsule
+// answers a few of them.
 func TestRenewAtOnce(t *testing.T) {
-	c, store := kitchen(t)
 	for range 5 {
+		c, store := kitchen(t)
+		before, err := store.Get("kitchen")
+		if err != nil {
+			t.Fatal(err)
+		}
 		var all sync.WaitGroup
 		for range 6 {
 			all.Go(func() {
-				if err := renewIn(t); err != nil && !errors.Is(err, errRenewed) {
+				if err := renewIn(t); err != nil && !errors.Is(err, errRenewed) && status.Code(err) != codes.ResourceExhausted {
 					t.Errorf("renew: %v", err)
 				}
 			})
 		}
 		all.Wait()
 		letIn(t, c)
+		if after, err := store.Get("kitchen"); err != nil || after.Key == before.Key {
+			t.Errorf("not renewed: %v", err)
+		}
+		if waiting, err := store.PendingKeys(); err != nil || len(waiting) != 0 {
+			t.Errorf("%d keys still wait, %v", len(waiting), err)
+		}
 	}
-	if waiting, err := store.PendingKeys(); err != nil || len(waiting) != 0 {
-		t.Errorf("%d keys still wait, %v", len(waiting), err)
+}
+
+// A certificate that ends soon is renewed however its context was named; where it is
+// not, its holder hears of it.
+func TestRenewInPassing(t *testing.T) {
+	const day = 24 * time.Hour
+	const elsewhere = "127.0.0.1:1"
+	for name, test := range map[string]struct {
+		life            time.Duration
+		host, capsule   string // "" is where the capsule is
+		interrupted     bool
+		renewed, warned bool
+	}{
+		"by name":                      {20 * day, "", "kitchen", false, true, false},
+		"by address":                   {20 * day, "", "", false, true, false},
+		"by address, not yet":          {90 * day, "", "", false, false, false},
+		"lent to another address":      {20 * day, elsewhere, "", false, false, true},
+		"lent, with time left":         {45 * day, elsewhere, "", false, false, false},
+		"interrupted":                  {20 * day, "", "kitchen", true, false, true},
+		"interrupted, with time left":  {45 * day, "", "kitchen", true, false, false},
+		"by address, and interrupted":  {20 * day, "", "", true, false, true},
+		"by name, with some time left": {45 * day, "", "kitchen", false, true, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, store := inKitchen(t, capsulev1.Role_ROLE_ADMIN, test.life)
+			if err := store.Use("kitchen"); err != nil {
+				t.Fatal(err)
+			}
+			if test.host != "" {
+				if err := store.Move("kitchen", test.host); err != nil {
+					t.Fatal(err)
+				}
+			}
+			before, err := store.Get("kitchen")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if test.capsule == "" {
+				test.capsule = c.address
+			}
+			var errs bytes.Buffer
+			a := &app{ui: &ui{out: io.Discard, err: &errs}, capsule: test.capsule}
+			defer a.close()
+			if _, err := capsuleInfo(t.Context(), a); err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			if test.interrupted {
+				cancel()
+			}
+			a.afterwards(ctx)
+			after, err := store.Get("kitchen")
+			if err != nil || (after.Certificate != before.Certificate) != test.renewed || after.Host != before.Host {
+				t.Errorf("renewed %v, at %s, %v", after.Certificate != before.Certificate, after.Host, err)
+			}
+			if got := strings.HasPrefix(errs.String(), "warning: the certificate of anna"); got != test.warned || !got && errs.Len() > 0 {
+				t.Errorf("said %q", &errs)
+			}
+		})
+	}
+}
+
+// inKitchen is a capsule, and the operator's contexts with one of that name for it.
+func inKitchen(t *testing.T, role capsulev1.Role, life time.Duration) (*testCapsule, *contexts.Store) {
+	t.Helper()
+	c, err := startCapsule(t.TempDir(), nil, t.Cleanup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	home := t.TempDir()
+	t.Setenv("XDG_CONFIG_HOME", home)
+	dir := filepath.Join(home, "capsule")
+	if err := c.saveFor(dir, "kitchen", role, life); err != nil {
+		t.Fatal(err)
+	}
+	store, err := contexts.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c, store
+}
+
+// A certificate that is over opens nothing; an admin's is good for a new one all the
+// same (AUTH-01).
+func TestRenewExpired(t *testing.T) {
+	for role, renews := range map[capsulev1.Role]bool{capsulev1.Role_ROLE_ADMIN: true, capsulev1.Role_ROLE_OPERATOR: false} {
+		c, store := inKitchen(t, role, 2*time.Second)
+		old, err := store.Get("kitchen")
+		if err != nil {
+			t.Fatal(err)
+		}
+		cert, err := old.Leaf()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.id.Admit(cert); err != nil { // it is in the list, and not over yet
+			t.Fatal(err)
+		}
+		time.Sleep(time.Until(cert.NotAfter.Add(10 * time.Millisecond)))
+		a := &app{ui: &ui{out: io.Discard, err: io.Discard}, capsule: "kitchen"}
+		defer a.close()
+		_, err = capsuleInfo(t.Context(), a)
+		if status.Code(err) != codes.Unauthenticated || !strings.Contains(err.Error(), "expired on "+cert.NotAfter.Format(time.DateOnly)) {
+			t.Errorf("%v: %v", role, err)
+		}
+		if f := a.explain(t.Context(), err); f.code != exitRefused || !strings.Contains(f.Error(), "was good until "+day(cert.NotAfter)) {
+			t.Errorf("%v: %d, %v", role, f.code, f)
+		}
+		if err := renewIn(t); (err == nil) != renews {
+			t.Errorf("%v renews: %v", role, err)
+		}
+		if renews {
+			letIn(t, c)
+		}
 	}
 }

@@ -50,7 +50,8 @@ connection, so nobody in between can take part. A code is typed in any case, wit
 or without dashes; where there is no terminal it is one line of the standard input.
 
 The key is kept here before the capsule hears of it: when the answer gets lost, the
-same command with the same code ends what was begun.`,
+same command with the same code ends what was begun. A context of that name is replaced
+only if it was yours for the same capsule; beside any other the new one is NAME-2.`,
 		Example: `  capsulectl claim capsule-a3f2
   capsulectl claim 192.168.1.20 --operator anna --context kitchen`,
 		Args: cobra.ExactArgs(1),
@@ -311,13 +312,10 @@ func (w *won) save(store *contexts.Store, name string) (contexts.Context, error)
 		return contexts.Context{}, err
 	}
 	c := contexts.Context{Host: w.claimer.host, CA: certPEM(w.ca), Certificate: certPEM(w.certificate), Key: key, Issued: time.Now().UTC().Truncate(time.Second)}
-	if name == "" {
-		name = w.name
+	if c.Name = name; name == "" {
+		c.Name = w.name
 	}
-	if c.Name, err = freeFor(store, name, c.CA); err != nil {
-		return c, err
-	}
-	if err := store.Put(c); err != nil {
+	if c, err = w.claimer.app.add(store, c); err != nil {
 		return c, err
 	}
 	if err := store.Use(c.Name); err != nil {
@@ -326,13 +324,13 @@ func (w *won) save(store *contexts.Store, name string) (contexts.Context, error)
 	return c, store.Settle(w.claimer.key)
 }
 
-// freeFor is the name for a context of a capsule: one that this very capsule has
-// is replaced, that of another one never.
-func freeFor(store *contexts.Store, name, ca string) (string, error) {
-	if c, err := store.Get(name); err == nil && c.CA == ca {
-		return name, nil
+// add saves a context, and says so when its name is not the one that was meant.
+func (a *app) add(store *contexts.Store, c contexts.Context) (contexts.Context, error) {
+	saved, err := store.Add(c)
+	if err == nil && !strings.EqualFold(saved.Name, c.Name) {
+		a.ui.note("context %s has other keys and stays as it is; the new one is %s", c.Name, saved.Name)
 	}
-	return store.Free(name)
+	return saved, err
 }
 
 func certPEM(cert *x509.Certificate) string { return string(identity.EncodeCert(cert)) }

@@ -164,11 +164,20 @@ func (a *app) claimHost(ctx context.Context, target string) (string, error) {
 	if host, ok := contexts.Address(target); ok {
 		return host, nil
 	}
-	name := strings.TrimSuffix(target, ".local")
+	name := bareName(target)
 	if strings.Contains(name, ".") { // a name of the DNS
 		host, _ := contexts.Address(net.JoinHostPort(name, fmt.Sprint(contexts.Port)))
 		return host, nil
 	}
 	a.ui.note("looking for %s on this network", name)
 	return findByName(ctx, name)
+}
+
+// bareName is the name of a capsule as its console shows it, of one that may be typed
+// as a host of this network.
+func bareName(target string) string {
+	if n := len(target) - len(".local"); n > 0 && strings.EqualFold(target[n:], ".local") {
+		return target[:n]
+	}
+	return target
 }

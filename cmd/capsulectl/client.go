@@ -65,7 +65,10 @@ func (a *app) dial() (*client, error) {
 	}
 	saved := c.Name
 	if host, ok := contexts.Address(named); ok && host == c.Host {
-		seek.ca, saved, c.Name = "", "", "" // that address and no other
+		if own, err := store.Get(saved); err != nil || own.Host != host {
+			saved = ""
+		}
+		seek.ca, c.Name = "", "" // that address and no other
 	}
 	conn, err := c.Dial(append(a.heeding(), seek.options()...)...)
 	if err != nil {

@@ -138,7 +138,8 @@ func nextSteps(found []mdns.Found, known map[string]string) []string {
 	}
 	var lines []string
 	for _, f := range found {
-		if known[f.Fingerprint] != "" && f.State != mdns.Installer {
+		ours := known[f.Fingerprint] != ""
+		if ours && f.State != mdns.Installer {
 			continue
 		}
 		name := f.Name
@@ -149,11 +150,15 @@ func nextSteps(found []mdns.Found, known map[string]string) []string {
 		case mdns.Unclaimed:
 			lines = append(lines, fmt.Sprintf("%s is nobody's yet: \"capsulectl claim %s\" takes it, with the code on its console", f.Name, name))
 		case mdns.Installer:
-			lines = append(lines, fmt.Sprintf("%s waits to be installed: \"capsulectl install %s\" goes on, with the code on its console", f.Name, name))
+			line := fmt.Sprintf("%s waits to be installed: \"capsulectl install %s\" goes on", f.Name, name)
+			if !ours {
+				line += ", with the code on its console"
+			}
+			lines = append(lines, line)
 		case mdns.Claimed:
 			lines = append(lines, fmt.Sprintf("%s is somebody's: \"capsulectl access request\" begins to ask one of its admins for access", f.Name))
 		}
-		if slices.Contains(slices.Collect(maps.Values(known)), f.Name) {
+		if !ours && slices.Contains(slices.Collect(maps.Values(known)), f.Name) {
 			lines = append(lines, fmt.Sprintf("warning: this %s is another capsule than the one of the context %s, or was installed anew", f.Name, f.Name))
 		}
 	}

@@ -41,6 +41,8 @@ func TestNextSteps(t *testing.T) {
 			`capsule-b is nobody's yet: "capsulectl claim capsule-b" takes it, with the code on its console`}},
 		{"to install", []mdns.Found{foundCapsule("capsule-b", "b", mdns.Installer, "192.168.1.3")}, []string{
 			`capsule-b waits to be installed: "capsulectl install capsule-b" goes on, with the code on its console`}},
+		{"mine to install", []mdns.Found{foundCapsule("home", "a", mdns.Installer, "192.168.1.2")}, []string{
+			`home waits to be installed: "capsulectl install home" goes on`}},
 		{"somebody's", []mdns.Found{foundCapsule("capsule-b", "b", mdns.Claimed, "192.168.1.3")}, []string{
 			`capsule-b is somebody's: "capsulectl access request" begins to ask one of its admins for access`}},
 		{"of a later version", []mdns.Found{foundCapsule("capsule-b", "b", "resting", "192.168.1.3")}, nil},
@@ -76,6 +78,24 @@ func TestFoundView(t *testing.T) {
 	out.Reset()
 	if err := u.show(formatTable, foundView(nil, nil)); err != nil || out.Len() > 0 || !strings.Contains(errs.String(), "no capsule answers") {
 		t.Errorf("%q, %q, %v", out.String(), errs.String(), err)
+	}
+}
+
+// Who says all that a capsule says, from its own address and with its own port, hides
+// none of the places where that one is.
+func TestMoreHosts(t *testing.T) {
+	mine := foundCapsule("home", "a", mdns.Claimed, "192.168.1.2")
+	both := mine
+	both.Port, both.Addresses = 1, append([]netip.Addr{netip.MustParseAddr("192.168.1.66")}, mine.Addresses...)
+	hosts := moreHosts(moreHosts(nil, both), mine)
+	if diff := cmp.Diff([]string{"192.168.1.66:1", "192.168.1.2:1", "192.168.1.2:50000"}, hosts); diff != "" {
+		t.Error(diff)
+	}
+	for i := range 2 * triesMax {
+		hosts = moreHosts(hosts, foundCapsule("home", "a", mdns.Claimed, fmt.Sprintf("192.168.2.%d", i)))
+	}
+	if len(hosts) != triesMax {
+		t.Errorf("%d are tried", len(hosts))
 	}
 }
 

@@ -32,7 +32,8 @@ type failure struct {
 func (f *failure) Error() string { return f.err.Error() }
 func (f *failure) Unwrap() error { return f.err }
 
-// remoteExit is the exit code of a command run in a workload.
+// remoteExit is the exit code of a command run in a workload, or of one on several
+// capsules, whose errors were printed already.
 type remoteExit int
 
 func (e remoteExit) Error() string { return fmt.Sprintf("exit code %d", int(e)) }

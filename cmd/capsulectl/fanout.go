@@ -23,9 +23,6 @@ const fanMax = 8
 // laptop, and a bound on what is held until the table is whole.
 const fanMost = 1000
 
-// errReported ends a command whose errors were printed already.
-const errReported = remoteExit(exitFailed)
-
 // reading asks one capsule and gives what is to be shown of it. What it gives
 // beside an error is shown too.
 type reading func(ctx context.Context, a *app) (view, error)
@@ -149,25 +146,32 @@ func (a *app) ask(ctx context.Context, name string, do reading, waiting *roll) a
 	return result
 }
 
-// failures prints what failed, a line for each capsule, and each next step once.
+// failures prints what failed, a line for each capsule, and each next step once. The
+// exit code is that of the failures where it is the same for all.
 func (a *app) failures(answers []answer) error {
 	var hints []string
+	code := 0
 	for _, one := range answers {
 		if one.failed == nil {
 			continue
 		}
 		a.ui.fail(&failure{err: fmt.Errorf("capsule %q: %s", one.capsule, sayOnce(one.capsule, one.failed.Error()))})
+		if code == 0 {
+			code = one.failed.code
+		} else if code != one.failed.code {
+			code = exitFailed
+		}
 		if h := one.failed.hint; !slices.Contains(hints, h) {
 			hints = append(hints, h)
 		}
 	}
-	if hints == nil {
+	if code == 0 {
 		return nil
 	}
 	for _, hint := range hints {
 		a.ui.hint(hint)
 	}
-	return errReported
+	return remoteExit(code)
 }
 
 // sayOnce drops the capsule's name from a sentence that begins with it.

@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -85,6 +86,44 @@ func TestMergeManyInOrder(t *testing.T) {
 	}
 }
 
+// The exit code is that of all failures, if they have one.
+func TestExitOfSeveral(t *testing.T) {
+	for _, c := range []struct {
+		codes []int // 0 is an answer
+		want  int
+	}{
+		{[]int{0, 0}, 0},
+		{[]int{exitFailed, 0}, exitFailed},
+		{[]int{0, exitRefused}, exitRefused},
+		{[]int{exitRefused, 0, exitRefused}, exitRefused},
+		{[]int{exitNotReady, exitNotReady}, exitNotReady},
+		{[]int{exitUsage}, exitUsage},
+		{[]int{exitNotReady, exitRefused}, exitFailed},
+		{[]int{exitRefused, exitFailed}, exitFailed},
+		{[]int{exitRefused, exitNotReady, exitRefused}, exitFailed},
+	} {
+		var answers []answer
+		for i, code := range c.codes {
+			one := answer{capsule: fmt.Sprint(i)}
+			if code != 0 {
+				one.failed = &failure{code, errors.New("no"), ""}
+			}
+			answers = append(answers, one)
+		}
+		a := &app{ui: &ui{out: io.Discard, err: io.Discard}}
+		got := 0
+		var exit remoteExit
+		if err := a.failures(answers); errors.As(err, &exit) {
+			got = int(exit)
+		} else if err != nil {
+			t.Error(err)
+		}
+		if got != c.want {
+			t.Errorf("%v: exit code %d, want %d", c.codes, got, c.want)
+		}
+	}
+}
+
 func TestTagged(t *testing.T) {
 	for _, c := range []struct {
 		value any
@@ -157,7 +196,7 @@ func TestInterruptShowsTheOthers(t *testing.T) {
 		cancel()
 		return view{columns: []string{"NAME"}, rows: [][]string{{"web"}}}, nil
 	})
-	if err != errReported { //nolint:errorlint // it is that very one
+	if !errors.Is(err, remoteExit(exitFailed)) {
 		t.Errorf("got %v", err)
 	}
 	if want := "CAPSULE   NAME\nattic     web\n"; out.String() != want {

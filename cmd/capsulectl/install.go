@@ -6,14 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
-	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc/codes"
 
 	capsulev1 "capsule/api/capsule/v1"
-	"capsule/internal/contexts"
 )
 
 // InstallOptions of "install".
@@ -38,8 +37,9 @@ the one that --disk names by its serial number. A disk with anything on it is ta
 only with --disk and --erase together. Nothing is written before you agree.
 
 All that is written is read back. What is cut, by Ctrl-C or the power, leaves a disk
-that boots nothing, and is begun again by the same command. The capsule has the name
-and the keys of the stick's system: the context that was made goes on.`,
+that boots nothing, and is begun again by the same command; only the last step, a
+second, is brought to its end. The capsule has the name and the keys of the stick's
+system: the context that was made goes on.`,
 		Example: `  capsulectl install capsule-a3f2
   capsulectl install capsule-a3f2 --disk S5Y2NX0R123456 --erase
   capsulectl install 192.168.1.20 --dry-run`,
@@ -74,7 +74,7 @@ func runInstall(ctx context.Context, a *app, o InstallOptions, target string) er
 	if err != nil {
 		return err
 	}
-	tellPlan(a, plan)
+	tellPlan(a, o, plan)
 	if o.DryRun {
 		a.ui.note("nothing was written")
 		return nil
@@ -85,52 +85,9 @@ func runInstall(ctx context.Context, a *app, o InstallOptions, target string) er
 	if err := install(ctx, a, o, plan); err != nil {
 		return err
 	}
-	a.ui.printf("installed on disk %s, and verified\n", diskID(plan.GetDisk()))
+	a.ui.printf("installed on disk %s, and verified\n", o.idOf(plan.GetDisk()))
 	a.ui.note("pull the stick, then switch the machine off and on: it comes up as %s", a.client.context.Name)
 	return nil
-}
-
-// owner makes sure that the machine is ours: by the context of that name, else by
-// claiming it.
-func (a *app) owner(ctx context.Context, o InstallOptions, target string) error {
-	store, err := contexts.Open("")
-	if err != nil {
-		return err
-	}
-	a.capsule = target
-	if _, err := store.Get(target); err == nil {
-		return nil
-	} else if !errdefs.IsNotFound(err) && !errdefs.IsInvalidArgument(err) {
-		return err
-	}
-	known, err := contextAt(store, target)
-	if err != nil {
-		return err
-	}
-	// A stick that was started again is nobody's, whoever had it before.
-	if claims := known.Name == "" || probe(ctx, known.Host) == nil; !claims {
-		a.capsule = known.Name
-		return nil
-	}
-	c, err := a.claim(ctx, ClaimOptions{Operator: o.Operator}, target)
-	a.capsule = c.Name
-	return err
-}
-
-// contextAt is the context with this address, which an install before this one may
-// have left; without a name when there's none.
-func contextAt(store *contexts.Store, host string) (contexts.Context, error) {
-	names, err := store.List()
-	if err != nil {
-		return contexts.Context{}, err
-	}
-	for _, name := range names {
-		c, err := store.Get(name)
-		if err == nil && (c.Host == host || strings.TrimSuffix(c.Host, fmt.Sprintf(":%d", contexts.Port)) == host) {
-			return c, nil
-		}
-	}
-	return contexts.Context{}, nil
 }
 
 func (c *client) installs() capsulev1.InstallServiceClient {
@@ -152,6 +109,15 @@ func diskID(d *capsulev1.Disk) string {
 	return d.GetWwn()
 }
 
+// idOf is what the operator names a disk by: its worldwide name where several have one
+// serial number.
+func (o InstallOptions) idOf(d *capsulev1.Disk) string {
+	if d.GetWwn() != "" && strings.EqualFold(o.Disk, d.GetWwn()) {
+		return d.GetWwn()
+	}
+	return diskID(d)
+}
+
 // disksView lists disks by what they are named by.
 func disksView(disks []*capsulev1.Disk) view {
 	v := view{columns: []string{"SERIAL", "NAME", "MODEL", "SIZE", "HOLDS", "NOTE"}, empty: "the machine has no disks"}
@@ -166,18 +132,30 @@ func disksView(disks []*capsulev1.Disk) view {
 	return v
 }
 
-// holds sums up what is on a disk: its table or file system, and how many parts.
+// holds sums up what is on a disk: its table or file system, how many parts, and of
+// which kinds these are.
 func holds(d *capsulev1.Disk) string {
-	contents := d.GetContents()
-	switch len(contents) {
-	case 0:
-		return "nothing"
-	case 1:
-		return contentText(contents[0])
-	case 2:
-		return contentText(contents[0]) + ", 1 partition"
+	var whole, kinds []string
+	parts := 0
+	for _, c := range d.GetContents() {
+		switch {
+		case c.GetWhere() == "":
+			whole = append(whole, contentText(c))
+			continue
+		case !slices.Contains(kinds, c.GetKind()):
+			kinds = append(kinds, c.GetKind())
+		}
+		parts++
 	}
-	return fmt.Sprintf("%s, %d partitions", contentText(contents[0]), len(contents)-1)
+	switch {
+	case len(whole)+parts == 0:
+		return "nothing"
+	case parts == 1:
+		whole = append(whole, "1 partition: "+kinds[0])
+	case parts > 1:
+		whole = append(whole, fmt.Sprintf("%d partitions: %s", parts, strings.Join(kinds, ", ")))
+	}
+	return strings.Join(whole, ", ")
 }
 
 func contentText(c *capsulev1.DiskContent) string {
@@ -189,9 +167,9 @@ func contentText(c *capsulev1.DiskContent) string {
 }
 
 // tellPlan says exactly what is lost.
-func tellPlan(a *app, plan *capsulev1.PlanInstallResponse) {
+func tellPlan(a *app, o InstallOptions, plan *capsulev1.PlanInstallResponse) {
 	d := plan.GetDisk()
-	a.ui.note("Capsule %s is installed on disk %s (%s, %s, now %s)", plan.GetVersion(), diskID(d), d.GetModel(), size(int64(d.GetBytes())), d.GetName())
+	a.ui.note("Capsule %s is installed on disk %s (%s, %s, now %s)", plan.GetVersion(), o.idOf(d), d.GetModel(), size(int64(d.GetBytes())), d.GetName())
 	if len(d.GetContents()) == 0 {
 		a.ui.note("it is empty: nothing is lost")
 		return
@@ -219,7 +197,7 @@ func agree(a *app, o InstallOptions, d *capsulev1.Disk) error {
 	}
 	want := "yes"
 	if len(d.GetContents()) > 0 {
-		want = diskID(d)
+		want = o.idOf(d)
 	}
 	a.ui.prompt(fmt.Sprintf("Type %q to go on: ", want))
 	line, err := bufio.NewReader(io.LimitReader(a.ui.in, answerMax)).ReadString('\n')
@@ -232,7 +210,7 @@ func agree(a *app, o InstallOptions, d *capsulev1.Disk) error {
 func install(ctx context.Context, a *app, o InstallOptions, plan *capsulev1.PlanInstallResponse) error {
 	progress := &meter{line: statusLine{ui: a.ui}}
 	defer progress.end()
-	req := &capsulev1.InstallRequest{Disk: diskID(plan.GetDisk()), Erase: o.Erase, Digest: plan.GetDigest()}
+	req := &capsulev1.InstallRequest{Disk: o.idOf(plan.GetDisk()), Erase: o.Erase, Digest: plan.GetDigest()}
 	stream, err := a.client.installs().Install(ctx, req)
 	if err != nil {
 		return err
@@ -252,7 +230,7 @@ func install(ctx context.Context, a *app, o InstallOptions, plan *capsulev1.Plan
 // cutInstall tells what is left when the connection breaks.
 func cutInstall(err error) error {
 	if s, ok := fromGRPC(err); ok && s.Code() == codes.Unavailable {
-		return &failure{exitFailed, fmt.Errorf("the installation was cut: %s", cause(s.Message())), "the disk boots nothing now; run the same command again"}
+		return &failure{exitFailed, fmt.Errorf("the installation was cut: %s", cause(s.Message())), "run the same command again: it begins anew, or says that all was done"}
 	}
 	return err
 }

@@ -26,9 +26,10 @@ import (
 // told of.
 type stick struct {
 	testMachine
-	disks  []installer.Candidate
-	change bool // something appears on a disk once it was shown
-	wrote  atomic.Int32
+	address string
+	disks   []installer.Candidate
+	change  bool // something appears on a disk once it was shown
+	wrote   atomic.Int32
 }
 
 func (*stick) Mode() (capsulev1.Mode, string) { return capsulev1.Mode_MODE_INSTALLER, "from a stick" }
@@ -60,7 +61,6 @@ func (s *stick) Install(_ context.Context, choice installer.Choice, planned stri
 // startStick serves it, and saves the context "box" of its admin.
 func startStick(t *testing.T, s *stick) {
 	t.Helper()
-	dir := t.TempDir()
 	ca, err := identity.NewCA("test")
 	if err != nil {
 		t.Fatal(err)
@@ -73,11 +73,25 @@ func startStick(t *testing.T, s *stick) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "seed.pem"), seed, 0o600); err != nil {
+	file := filepath.Join(t.TempDir(), "seed.pem")
+	if err := os.WriteFile(file, seed, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	id, err := identity.Load(filepath.Join(dir, "identity"), filepath.Join(dir, "seed.pem"))
+	store, _ := serveStick(t, s, file)
+	if err := store.Put(contexts.Context{Name: "box", Host: s.address, CA: string(ca.CertPEM()), Certificate: string(pair.CertPEM), Key: string(pair.KeyPEM)}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// serveStick serves a stick with this seed, or one that is to be claimed.
+func serveStick(t *testing.T, s *stick, seed string) (*contexts.Store, *identity.Identity) {
+	t.Helper()
+	dir := t.TempDir()
+	id, err := identity.Load(filepath.Join(dir, "identity"), seed)
 	if err != nil {
+		t.Fatal(err)
+	}
+	if err := id.OpenClaim(identity.Claiming{State: filepath.Join(dir, "claim.json"), SinceBoot: func() time.Duration { return time.Minute }}); err != nil {
 		t.Fatal(err)
 	}
 	config, err := id.ServerTLS("capsule-test")
@@ -93,18 +107,16 @@ func startStick(t *testing.T, s *stick) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.address = listener.Addr().String()
 	go func() { _ = srv.Serve(listener) }()
 	t.Cleanup(srv.Stop)
-	config1 := filepath.Join(dir, "config")
-	t.Setenv("XDG_CONFIG_HOME", config1)
+	t.Setenv("XDG_CONFIG_HOME", filepath.Join(dir, "config"))
 	t.Setenv("CAPSULE_HOST", "")
-	store, err := contexts.Open(filepath.Join(config1, "capsule"))
+	store, err := contexts.Open("")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := store.Put(contexts.Context{Name: "box", Host: listener.Addr().String(), CA: string(ca.CertPEM()), Certificate: string(pair.CertPEM), Key: string(pair.KeyPEM)}); err != nil {
-		t.Fatal(err)
-	}
+	return store, id
 }
 
 func stickDisks() []installer.Candidate {
@@ -139,7 +151,7 @@ func TestInstall(t *testing.T) {
 		"the empty disk, beforehand":  {args: []string{"--yes"}, says: []string{"Capsule v1.2.3 is installed on disk NVME1"}, wrote: 1},
 		"not agreed":                  {typed: "no\n", code: exitFailed, says: []string{"not agreed to; nothing was written"}},
 		"nobody there":                {code: exitUsage, says: []string{"hint: --yes agrees beforehand"}},
-		"shown only":                  {args: []string{"--dry-run"}, says: []string{"SATA1", "GPT, 1 partition", "runs from", "nothing was written"}},
+		"shown only":                  {args: []string{"--dry-run"}, says: []string{"SATA1", "GPT, 1 partition: NTFS", "runs from", "nothing was written"}},
 		"a full disk":                 {args: []string{"--disk", "SATA1", "--yes"}, code: exitFailed, says: []string{`partition 1 "photos": NTFS "holiday"`, "--erase"}},
 		"a full disk, erased":         {args: []string{"--disk", "sata1", "--erase"}, typed: "SATA1\n", says: []string{"all that is on it is lost", `partition 1 "photos": NTFS "holiday", 999`, "installed on disk SATA1"}, wrote: 1},
 		"a full disk, yes said to it": {args: []string{"--disk", "sata1", "--erase"}, typed: "yes\n", code: exitFailed, says: []string{"not agreed to"}},
@@ -161,6 +173,127 @@ func TestInstall(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestHolds(t *testing.T) {
+	part := func(kind string) *capsulev1.DiskContent {
+		return &capsulev1.DiskContent{Where: "partition", Kind: kind, Label: "label"}
+	}
+	whole := func(kind string) *capsulev1.DiskContent { return &capsulev1.DiskContent{Kind: kind} }
+	for want, contents := range map[string][]*capsulev1.DiskContent{
+		"nothing":                nil,
+		`ext4 "photos"`:          {{Kind: "ext4", Label: "photos"}},
+		"GPT":                    {whole("GPT")},
+		"GPT, 1 partition: NTFS": {whole("GPT"), part("NTFS")},
+		"GPT, 4 partitions: FAT, NTFS, BitLocker": {whole("GPT"), part("FAT"), part("NTFS"), part("BitLocker"), part("NTFS")},
+		"ISO 9660, MBR, 2 partitions: FAT":        {whole("ISO 9660"), whole("MBR"), part("FAT"), part("FAT")},
+	} {
+		if got := holds(&capsulev1.Disk{Contents: contents}); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
+// Some adapters give all disks one serial number: then the worldwide name is what the
+// disk goes by, to the end.
+func TestInstallByWorldwideName(t *testing.T) {
+	twins := stickDisks()[1:]
+	for i := range twins {
+		twins[i].Serial, twins[i].WWN = "0123456789", []string{"eui.1", "eui.2"}[i]
+	}
+	for name, tc := range map[string]struct {
+		args  []string
+		typed string
+		code  int
+		says  string
+		wrote int32
+	}{
+		"by serial":         {args: []string{"--disk", "0123456789", "--yes"}, code: exitFailed, says: "nvme0n1 (eui.1), sdb (eui.2)"},
+		"an empty one":      {args: []string{"--disk", "eui.1", "--yes"}, says: "installed on disk eui.1", wrote: 1},
+		"a full one":        {args: []string{"--disk", "eui.2", "--yes"}, code: exitFailed, says: "--disk eui.2 --erase"},
+		"a full one, typed": {args: []string{"--disk", "EUI.2", "--erase"}, typed: "eui.2\n", says: `Type "eui.2"`, wrote: 1},
+		"the serial, typed": {args: []string{"--disk", "eui.2", "--erase"}, typed: "0123456789\n", code: exitFailed, says: "not agreed to"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := &stick{disks: twins}
+			startStick(t, s)
+			code, out, errs := runTyped(t, tc.typed, append([]string{"install", "box"}, tc.args...)...)
+			if code != tc.code || s.wrote.Load() != tc.wrote || !strings.Contains(out+errs, tc.says) {
+				t.Errorf("exit %d, want %d; written %d times\n%s%s", code, tc.code, s.wrote.Load(), out, errs)
+			}
+		})
+	}
+}
+
+// Who has claimed the machine installs again without a code, however it's named; who
+// hasn't claims it, whatever was at that address before.
+func TestInstallAgain(t *testing.T) {
+	s := &stick{disks: stickDisks()}
+	store, id := serveStick(t, s, "")
+	putStranger(t, store, s.address)
+	typed := string(id.Offer().Code) + "\n"
+	for n, name := range []string{s.address, s.address, "capsule-test", "CAPSULE-TEST", "capsule-test.local", "Capsule-Test.Local"} {
+		code, out, errs := runTyped(t, typed, "install", name, "--yes")
+		if code != 0 || s.wrote.Load() != int32(n+1) || strings.Contains(errs, "Code on") != (n == 0) {
+			t.Fatalf("%s: exit %d\n%s%s", name, code, out, errs)
+		}
+		typed = ""
+	}
+	// By its CA, where no name and no address tells.
+	c, err := store.Get("capsule-test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Name, c.Host = "kitchen", "127.0.0.1:1"
+	if err := store.Put(c); err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Delete("capsule-test"); err != nil {
+		t.Fatal(err)
+	}
+	if code, out, errs := runTyped(t, "", "install", s.address, "--yes"); code != 0 || !strings.Contains(errs, "comes up as kitchen") {
+		t.Errorf("exit %d\n%s%s", code, out, errs)
+	}
+}
+
+// A context of the very capsule, which lets it in no more, is no reason to go on.
+func TestInstallRefused(t *testing.T) {
+	s := &stick{disks: stickDisks()}
+	startStick(t, s)
+	store, err := contexts.Open("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	box, err := store.Get("box")
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := putStranger(t, store, s.address)
+	box.Certificate, box.Key = other.Certificate, other.Key
+	if err := store.Put(box); err != nil {
+		t.Fatal(err)
+	}
+	if code, out, errs := runTyped(t, "", "install", s.address, "--yes"); code != exitRefused || !strings.Contains(errs, "claimed already") {
+		t.Errorf("exit %d\n%s%s", code, out, errs)
+	}
+}
+
+// putStranger saves a context of another capsule that was at this address.
+func putStranger(t *testing.T, store *contexts.Store, host string) contexts.Context {
+	t.Helper()
+	ca, err := identity.NewCA("stranger")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair, err := ca.IssueOperator("bob", capsulev1.Role_ROLE_ADMIN, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := contexts.Context{Name: "before", Host: host, CA: string(ca.CertPEM()), Certificate: string(pair.CertPEM), Key: string(pair.KeyPEM)}
+	if err := store.Put(c); err != nil {
+		t.Fatal(err)
+	}
+	return c
 }
 
 // What was shown is what is erased, or nothing is.

@@ -71,6 +71,9 @@ func runLabUp(ctx context.Context, a *app, o LabUpOptions) error {
 	if err != nil {
 		return err
 	}
+	if err := labNameFree(o.Name); err != nil {
+		return err
+	}
 	line := &statusLine{ui: a.ui}
 	defer line.end()
 	options.Progress = func(s lab.Step) {
@@ -114,6 +117,19 @@ func (o LabUpOptions) parse() (lab.Options, error) {
 		options.Publish = append(options.Publish, p)
 	}
 	return options, nil
+}
+
+// labNameFree refuses a name whose context is that of a machine elsewhere: the lab's
+// would replace it, and with it the only key to that one.
+func labNameFree(name string) error {
+	store, err := contexts.Open("")
+	if err != nil {
+		return err
+	}
+	if c, err := store.Get(name); err == nil && !loopback(c.Host) {
+		return &failure{exitUsage, fmt.Errorf("context %q is that of a capsule at %s, and would be lost", c.Name, c.Host), "give the machine another name with --name"}
+	}
+	return nil
 }
 
 func saveLabContext(m *lab.Machine) error {

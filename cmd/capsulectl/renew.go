@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 
 	capsulev1 "capsule/api/capsule/v1"
@@ -59,20 +60,31 @@ func due(cert *x509.Certificate, made, now time.Time) bool {
 // afterwards is done once a command has ended whose capsule answered: what it
 // brought to light about the context is noted there.
 func (a *app) afterwards(ctx context.Context) {
-	if a.client == nil || !a.answered.Load() || a.client.saved == "" || ctx.Err() != nil {
+	if a.client == nil || !a.answered.Load() {
 		return
 	}
-	a.noteMove()
+	if ctx.Err() == nil {
+		a.noteMove()
+	}
 	cert, err := a.client.context.Leaf()
 	now := time.Now()
 	if err != nil || a.renewed || !due(cert, a.client.context.Issued, now) {
 		return
 	}
+	if err := a.renewInPassing(ctx); err != nil && !errors.Is(err, errRenewed) && cert.NotAfter.Sub(now) < warnLeft {
+		a.ui.warn(fmt.Sprintf("the certificate of %s for %s ends on %s, and was not renewed: %v", cert.Subject.CommonName, a.where(), day(cert.NotAfter), a.explain(ctx, err)))
+	}
+}
+
+// renewInPassing doesn't keep whoever wants to be back at the prompt.
+func (a *app) renewInPassing(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, renewMax)
 	defer cancel()
-	if _, err := a.renew(ctx); err != nil && !errors.Is(err, errRenewed) && cert.NotAfter.Sub(now) < warnLeft {
-		a.ui.warn(fmt.Sprintf("the certificate of %s for %s ends on %s, and can't be renewed: %v", cert.Subject.CommonName, a.where(), day(cert.NotAfter), a.explain(ctx, err)))
-	}
+	_, err := a.renew(ctx)
+	return err
 }
 
 // noteMove writes down where the capsule was found, if not where it was before.
@@ -98,7 +110,7 @@ func (a *app) noteMove() {
 func (a *app) renew(ctx context.Context) (*x509.Certificate, error) {
 	c := a.client
 	if c.saved == "" {
-		return nil, &failure{exitUsage, errors.New("the keys of a context are renewed by its name"), "name it with --capsule"}
+		return nil, &failure{exitUsage, errors.New("the keys are those of a context with another address, and are renewed by its name"), "name it with --capsule"}
 	}
 	store, err := contexts.Open("")
 	if err != nil {
@@ -137,7 +149,12 @@ func (a *app) renew(ctx context.Context) (*x509.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := store.Renew(c.saved, certPEM(cert), text, time.Now()); err != nil {
+	old := c.context
+	old.Name = c.saved
+	switch err := store.Renew(old, certPEM(cert), text, time.Now()); {
+	case errdefs.IsFailedPrecondition(err): // as above, in the meantime
+		return nil, errors.Join(store.Settle(key), errRenewed)
+	case err != nil:
 		return nil, err
 	}
 	return cert, store.Settle(key)
@@ -166,8 +183,12 @@ func (a *app) expired() *failure {
 	if err != nil || time.Now().Before(cert.NotAfter) {
 		return nil //nolint:nilerr // what can't be read has no end
 	}
+	hint := accessHint
+	if role, err := identity.Role(cert); err == nil && role == capsulev1.Role_ROLE_ADMIN {
+		hint = "\"capsulectl access renew\" gets an admin a new one; else " + hint
+	}
 	return &failure{
 		exitRefused, fmt.Errorf("the certificate of %s for %s was good until %s", cert.Subject.CommonName, a.where(), day(cert.NotAfter)),
-		accessHint,
+		hint,
 	}
 }

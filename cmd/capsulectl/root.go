@@ -18,7 +18,8 @@ const longRoot = `capsulectl declares workloads and volumes on capsules and look
 A capsule is named by --capsule, else by CAPSULE_HOST, else it is the current
 context (see "capsulectl context"). Commands that only look, and "apply", take
 several capsules, divided by commas, or --all of them: they are asked at the same
-time and shown in one table, and one that does not answer hides none of the others.`
+time and shown in one table, and one that does not answer hides none of the others.
+The exit code is then 1 where some fail, or another one where all that fail have that.`
 
 // exitsNote stands in the help of each command that has no codes of its own.
 const exitsNote = "0 done, 1 failed, 2 wrong usage, 3 not ready in time, 4 not allowed"

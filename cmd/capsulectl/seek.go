@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -32,7 +33,7 @@ type seeker struct {
 	credentials.TransportCredentials
 	host string
 	ca   string // fingerprint; "" looks nowhere
-	find func(ctx context.Context, ca string) (host string, err error)
+	find func(ctx context.Context, ca string) (hosts []string, err error)
 
 	*sighting
 }
@@ -41,6 +42,7 @@ type seeker struct {
 type sighting struct {
 	mu    sync.Mutex
 	last  time.Time // when it was looked for
+	found []string  // where somebody said then to be it
 	moved string    // where it has proven itself, if elsewhere
 }
 
@@ -103,16 +105,17 @@ func (s *seeker) dial(ctx context.Context, _ string) (net.Conn, error) {
 	if err == nil {
 		return conn, nil
 	}
-	if found := s.seek(ctx, host); found != "" {
-		if conn, foundErr := (&net.Dialer{}).DialContext(ctx, "tcp", found); foundErr == nil {
-			return conn, nil
-		}
+	if found := s.elsewhere(ctx, host); found != nil {
+		return found, nil
 	}
 	return nil, err
 }
 
 // ClientHandshake goes on with the capsule itself when a stranger has its address.
 func (s *seeker) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	if known, ok := raw.(*greeted); ok {
+		return known.Conn, known.info, nil
+	}
 	asked := raw.RemoteAddr().String()
 	conn, info, err := s.handshake(ctx, authority, raw)
 	if err == nil {
@@ -122,22 +125,67 @@ func (s *seeker) ClientHandshake(ctx context.Context, authority string, raw net.
 	if !stranger(err) {
 		return nil, nil, err
 	}
-	found := s.seek(ctx, asked)
-	if found == "" {
-		return nil, nil, err
-	}
-	other, dialErr := (&net.Dialer{}).DialContext(ctx, "tcp", found)
-	if dialErr != nil {
-		return nil, nil, err
-	}
-	conn, info, againErr := s.handshake(ctx, authority, other)
-	if againErr != nil {
-		other.Close() //nolint:errcheck // it failed
+	found := s.elsewhere(ctx, asked)
+	if found == nil {
 		return nil, nil, err
 	}
 	raw.Close() //nolint:errcheck // it is the stranger's
-	s.proven(found)
-	return conn, info, nil
+	return found.Conn, found.info, nil
+}
+
+// greeted is a connection whose other side is proven already.
+type greeted struct {
+	net.Conn
+	host string
+	info credentials.AuthInfo
+}
+
+// elsewhere looks for the capsule on the network, and connects to it if it is
+// anywhere else than where it was asked. All that say to be it are tried at once, and
+// the first that proves it counts: one that lies, or says nothing, keeps nobody.
+func (s *seeker) elsewhere(ctx context.Context, asked string) *greeted {
+	hosts := s.seek(ctx, asked)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	answers := make(chan *greeted)
+	for _, host := range hosts {
+		go func() {
+			g := s.greet(ctx, host)
+			select {
+			case answers <- g:
+			case <-ctx.Done(): // another was first
+				if g != nil {
+					g.Close() //nolint:errcheck // it is of no use
+				}
+			}
+		}()
+	}
+	for range hosts {
+		select {
+		case g := <-answers:
+			if g != nil {
+				s.proven(g.host)
+				return g
+			}
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	return nil
+}
+
+// greet connects to one that says to be the capsule, nil when it isn't.
+func (s *seeker) greet(ctx context.Context, host string) *greeted {
+	raw, err := (&net.Dialer{}).DialContext(ctx, "tcp", host)
+	if err != nil {
+		return nil
+	}
+	conn, info, err := s.handshake(ctx, identity.ServerName, raw)
+	if err != nil {
+		raw.Close() //nolint:errcheck // it failed
+		return nil
+	}
+	return &greeted{conn, host, info}
 }
 
 // handshake also waits for the first byte of the capsule, which speaks first: in TLS
@@ -214,24 +262,29 @@ func named(address string) bool {
 	return err != nil
 }
 
-// seek looks for the capsule on the network, now and then; "" when it is nowhere
-// else than where it was asked.
-func (s *seeker) seek(ctx context.Context, asked string) string {
+// seek gives where somebody says to be the capsule, other than where it was asked. It
+// looks now and then; meanwhile what was found last is as good.
+func (s *seeker) seek(ctx context.Context, asked string) []string {
 	if s.ca == "" {
-		return ""
+		return nil
 	}
 	s.mu.Lock()
-	if !s.last.IsZero() && time.Since(s.last) < seekEvery {
-		s.mu.Unlock()
-		return ""
+	soon := !s.last.IsZero() && time.Since(s.last) < seekEvery
+	if !soon {
+		s.last, s.found = time.Now(), nil
 	}
-	s.last = time.Now()
+	found := s.found
 	s.mu.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, seekMax)
-	defer cancel()
-	host, err := s.find(ctx, s.ca)
-	if err != nil || host == asked {
-		return ""
+	if !soon {
+		ctx, cancel := context.WithTimeout(ctx, seekMax)
+		defer cancel()
+		var err error
+		if found, err = s.find(ctx, s.ca); err != nil {
+			return nil
+		}
+		s.mu.Lock()
+		s.found = found
+		s.mu.Unlock()
 	}
-	return host
+	return slices.DeleteFunc(slices.Clone(found), func(host string) bool { return host == asked })
 }

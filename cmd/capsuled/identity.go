@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"capsule/internal/clock"
 	"capsule/internal/console"
 	"capsule/internal/disk"
 	"capsule/internal/durable"
@@ -36,6 +37,7 @@ func (m *machine) identity() (*identity.Identity, error) {
 	for _, w := range id.Warnings {
 		slog.Warn("identity", "warning", w)
 	}
+	id.Synced = func() bool { return clock.Now().Synced }
 	m.mu.Lock()
 	m.id = id
 	m.mu.Unlock()

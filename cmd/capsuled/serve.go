@@ -45,6 +45,7 @@ const (
 	apiPort          = 50000
 	storePath        = "/perm/state.db"
 	auditDir         = "/perm/audit"
+	ramAuditDir      = "/run/capsule/audit"
 	containerdSocket = "unix:///run/containerd/containerd.sock"
 	containerdSpace  = "capsule"
 	runtimeName      = "io.containerd.runc.v2"
@@ -165,10 +166,18 @@ func (d *daemon) restStorage(ctx context.Context) {
 	}
 }
 
-// openAudit goes on with the record of who changed what. Without one the capsule
-// works all the same: this machine is of no use to whoever can't get in.
+// openAudit goes on with the record of who changed what. Where /perm must not be
+// written, or is that of no capsule yet, it is in memory until the next boot. Without
+// one the capsule works all the same: this machine is of no use to whoever can't get
+// in.
 func (d *daemon) openAudit() {
-	l, err := audit.Open(auditDir, slog.Default())
+	var l *audit.Log
+	var err error
+	if d.machine.normal() {
+		l, err = audit.Open(auditDir, slog.Default())
+	} else {
+		l, err = audit.OpenBeside(auditDir, ramAuditDir, slog.Default())
+	}
 	if err != nil {
 		slog.Error("no audit log is kept", "error", err)
 		return
@@ -269,7 +278,8 @@ func (d *daemon) newServer(id *identity.Identity) (*grpc.Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	o := server.Options{TLS: config, Identity: id, Store: d.store, Machine: d.machine, Kinds: kinds(), Log: slog.Default()}
+	d.openAudit()
+	o := server.Options{TLS: config, Identity: id, Store: d.store, Machine: d.machine, Kinds: kinds(), Audit: d.audit, Log: slog.Default()}
 	if d.machine.installs {
 		d.installer = d.newInstaller(id)
 		o.Installer = d.installer
@@ -283,8 +293,6 @@ func (d *daemon) newServer(id *identity.Identity) (*grpc.Server, error) {
 		book := image.NewRegistryBook(d.store.Bucket("registries"))
 		d.images = image.Open(d.client, book)
 		d.volumes = volume.New(volume.Options{Store: d.store, Content: d.images, Freed: d.freed, Log: slog.Default()})
-		d.openAudit()
-		o.Audit = d.audit
 		o.Traffic = d.traffic
 		o.Registries, o.Images, o.Runtime, o.Volumes = book, patientImages{d.images, d}, patientRuntime{d}, patientVolumes{d.volumes, d}
 	}

@@ -11,7 +11,9 @@
 // that would be read.
 //
 // Refused calls have files of their own: whoever is not let in can't push out
-// what was changed by those who are.
+// what was changed by those who are. Nor can who is let in and changes nothing: of
+// refusals, and of calls that came to nothing, each operator has a quota, and the
+// others are counted. A call that did change something always has its record.
 package audit
 
 import (
@@ -19,12 +21,15 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/time/rate"
+
+	"capsule/internal/quota"
 )
 
 // Limits of what is kept, of each file and of all.
@@ -34,11 +39,18 @@ const (
 	Files       = 4       // of each kind; the oldest goes
 )
 
-// Refusals that are recorded, so that strangers can't wear the disk out: so many
-// at once, then one after each of these. The others are counted.
+// What is recorded of each operator's refusals, so that nobody can wear the disk out or
+// hide another: so many at once, then one after each of these.
 const (
 	refusalsBurst = 100
 	refusalEvery  = time.Second
+)
+
+// And of the calls that came to nothing. They stand among the changes, whose files
+// one operator fills in four weeks at this rate.
+const (
+	triesBurst = 100
+	tryEvery   = time.Minute
 )
 
 const (
@@ -85,12 +97,15 @@ func cut(s string, most int) string {
 	return s[:end] + more
 }
 
-// Log is the files of one folder. One process has it open at a time.
+// Log is the files of one folder, and maybe those of another that are only read. One
+// process has it open at a time.
 type Log struct {
 	log      *slog.Logger
 	changes  *book
 	refusals *book
-	strain   *rate.Limiter // of refusals
+	earlier  []*book      // only read
+	refused  *quota.Quota // of refusals, by whose they are
+	tried    *quota.Quota // of calls that came to nothing, by operator
 
 	mu        sync.Mutex
 	timer     *time.Timer // until the next sync; nil when all is on the disk
@@ -104,13 +119,29 @@ func Open(dir string, log *slog.Logger) (*Log, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open the audit log: %w", err)
 	}
-	l := &Log{log: log, followers: map[chan Record]bool{}, strain: rate.NewLimiter(rate.Every(refusalEvery), refusalsBurst)}
+	l := &Log{
+		log: log, followers: map[chan Record]bool{},
+		refused: quota.New(refusalEvery, refusalsBurst), tried: quota.New(tryEvery, triesBurst),
+	}
 	var err error
-	if l.changes, err = openBook(dir, "changes", ChangesMax); err != nil {
+	if l.changes, err = openBook(dir, changesBook, ChangesMax); err != nil {
 		return nil, fmt.Errorf("open the audit log: %w", err)
 	}
-	if l.refusals, err = openBook(dir, "refusals", RefusalsMax); err != nil {
+	if l.refusals, err = openBook(dir, refusalsBook, RefusalsMax); err != nil {
 		return nil, errors.Join(fmt.Errorf("open the audit log: %w", err), l.changes.close())
+	}
+	return l, nil
+}
+
+// OpenBeside keeps its records in dir, where those in earlier can be read and must
+// not be written; there may be none.
+func OpenBeside(earlier, dir string, log *slog.Logger) (*Log, error) {
+	l, err := Open(dir, log)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range []string{changesBook, refusalsBook} {
+		l.earlier = append(l.earlier, &book{dir: earlier, name: name, size: math.MaxInt64})
 	}
 	return l, nil
 }
@@ -118,15 +149,27 @@ func Open(dir string, log *slog.Logger) (*Log, error) {
 // Changed appends a call that was let in and may have changed something.
 func (l *Log) Changed(r Record) { l.append(l.changes, r) }
 
-// Refused appends a call that was not let in, or counts it where there are many.
-func (l *Log) Refused(r Record) {
-	if l.strain.Allow() {
-		l.append(l.refusals, r)
+// Tried appends a call that was let in and changed nothing, or counts it where its
+// operator has made many. That is told by name: a key is renewed.
+func (l *Log) Tried(r Record) {
+	l.within(l.tried, r.Operator, l.changes, r)
+}
+
+// Refused appends a call that was not let in, or counts it where there are many;
+// by is whose quota it is of.
+func (l *Log) Refused(r Record, by string) {
+	l.within(l.refused, by, l.refusals, r)
+}
+
+// within appends what somebody has a quota of, or counts it.
+func (l *Log) within(q *quota.Quota, by string, b *book, r Record) {
+	if q.Allow(by) {
+		l.append(b, r)
 		return
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.refusals.lost++
+	b.lost++
 }
 
 func (l *Log) append(b *book, r Record) {
@@ -240,7 +283,7 @@ func (l *Log) open(follow bool) (*past, chan Record, error) {
 		return nil, nil, fmt.Errorf("the audit log is closed: %w", errdefs.ErrUnavailable)
 	}
 	p := &past{}
-	for _, b := range []*book{l.changes, l.refusals} {
+	for _, b := range slices.Concat(l.earlier, []*book{l.changes, l.refusals}) {
 		r, err := b.open()
 		if err != nil {
 			p.close()

@@ -15,7 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-	"golang.org/x/time/rate"
+
+	"capsule/internal/quota"
 )
 
 func open(t *testing.T, dir string) *Log {
@@ -53,8 +54,8 @@ var all = Query{Tail: -1}
 func TestRead(t *testing.T) {
 	l := open(t, t.TempDir())
 	l.Changed(record(1, "a"))
-	l.Refused(record(2, "b"))
-	l.Refused(record(3, "c"))
+	l.Refused(record(2, "b"), "")
+	l.Refused(record(3, "c"), "")
 	l.Changed(record(4, "d"))
 	l.Changed(record(2, "e")) // the clock was set back
 	for _, c := range []struct {
@@ -112,10 +113,10 @@ func TestRotation(t *testing.T) {
 	dir := t.TempDir()
 	l := open(t, dir)
 	l.changes.most, l.refusals.most = 2000, 1000
-	l.strain.SetLimit(rate.Inf)
+	l.refused = quota.New(0, 1000)
 	l.Changed(record(0, "first"))
 	for i := range 100 {
-		l.Refused(record(i, fmt.Sprintf("no%d", i)))
+		l.Refused(record(i, fmt.Sprintf("no%d", i)), "")
 	}
 	if got := objects(t, l, all); !strings.HasPrefix(got, "first ") || !strings.HasSuffix(got, " no99") {
 		t.Errorf("after many refusals: %q", got)
@@ -149,11 +150,11 @@ func TestRotation(t *testing.T) {
 func TestFlood(t *testing.T) {
 	l := open(t, t.TempDir())
 	for i := range 50 * refusalsBurst {
-		l.Refused(record(i, "no"))
+		l.Refused(record(i, "no"), "")
 	}
 	l.Changed(record(1, "yes"))
-	l.strain.SetLimit(rate.Inf)
-	l.Refused(record(100, "last"))
+	l.refused = quota.New(0, 1000)
+	l.Refused(record(100, "last"), "")
 	var list []Record
 	if err := l.Read(t.Context(), all, func(r Record) error { list = append(list, r); return nil }); err != nil {
 		t.Fatal(err)
@@ -164,6 +165,36 @@ func TestFlood(t *testing.T) {
 	}
 	if n > 2*refusalsBurst || counted != 50*refusalsBurst+2 {
 		t.Errorf("%d records for %d calls, of %d", n, counted, 50*refusalsBurst+2)
+	}
+}
+
+// Calls that come to nothing push no change out, however many one operator makes, and
+// hide nobody else's; what has no record is counted.
+func TestTries(t *testing.T) {
+	l := open(t, t.TempDir())
+	l.changes.most = 16 << 10
+	keys := 0
+	of := func(operator, object string) Record {
+		r := record(1, object)
+		keys++
+		r.Operator, r.Key, r.Code = operator, fmt.Sprint(keys), "InvalidArgument" // a new key each time
+		return r
+	}
+	l.Changed(record(0, "first"))
+	for range 100 * triesBurst {
+		l.Tried(of("ben", "ben"))
+	}
+	l.Tried(of("ann", "ann"))
+	l.Changed(of("ben", "done")) // whatever else he did
+	got, calls := strings.Fields(objects(t, l, all)), 0
+	if err := l.Read(t.Context(), all, func(r Record) error { calls += 1 + r.Lost; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(got); got[0] != "first" || got[n-2] != "ann" || got[n-1] != "done" || n > 2*triesBurst {
+		t.Errorf("%d records: %q", n, got)
+	}
+	if want := 100*triesBurst + 3; calls != want {
+		t.Errorf("%d calls are told of, want %d", calls, want)
 	}
 }
 
@@ -209,7 +240,7 @@ func TestFollow(t *testing.T) {
 		if i%2 == 0 {
 			l.Changed(record(i, want))
 		} else {
-			l.Refused(record(i, want))
+			l.Refused(record(i, want), "")
 		}
 		if o := <-got; o != want {
 			t.Errorf("got %q, want %q", o, want)
@@ -356,6 +387,54 @@ func TestBounds(t *testing.T) {
 	l.Changed(r)
 	if got := objects(t, l, all); len(got) == 0 {
 		t.Error("not read")
+	}
+}
+
+// What must not be written is read all the same, before what comes meanwhile, and
+// stays as it is. It may be damaged, or not there at all.
+func TestBeside(t *testing.T) {
+	for name, c := range map[string]struct{ left, want string }{
+		"in order": {"", "a b c"}, "half a record": {`{"time":"2026`, "a b c"}, "nothing": {"-", "b c"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			earlier, dir := t.TempDir(), t.TempDir()
+			if c.left != "-" {
+				l := open(t, earlier)
+				l.Changed(record(1, "a"))
+				if err := l.Close(); err != nil {
+					t.Fatal(err)
+				}
+				f, err := os.OpenFile(filepath.Join(earlier, "changes.log"), os.O_WRONLY|os.O_APPEND, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := f.WriteString(c.left); err != nil {
+					t.Fatal(err)
+				}
+				f.Close()
+			} else if err := os.Remove(earlier); err != nil {
+				t.Fatal(err)
+			}
+			before, _ := os.ReadFile(filepath.Join(earlier, "changes.log"))
+			for i, object := range []string{"b", "c"} { // the daemon is started again
+				l, err := OpenBeside(earlier, dir, slog.New(slog.DiscardHandler))
+				if err != nil {
+					t.Fatal(err)
+				}
+				l.Changed(record(2+i, object))
+				if i == 1 {
+					if got := objects(t, l, all); got != c.want {
+						t.Errorf("read %q, want %q", got, c.want)
+					}
+				}
+				if err := l.Close(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if after, _ := os.ReadFile(filepath.Join(earlier, "changes.log")); string(after) != string(before) {
+				t.Errorf("what is only read was changed: %q", after)
+			}
+		})
 	}
 }
 

@@ -25,6 +25,12 @@ type book struct {
 	failed bool
 }
 
+// Names of the books.
+const (
+	changesBook  = "changes"
+	refusalsBook = "refusals"
+)
+
 func openBook(dir, name string, most int64) (*book, error) {
 	b := &book{dir: dir, name: name, most: most}
 	return b, b.begin()

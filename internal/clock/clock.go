@@ -32,7 +32,7 @@ const (
 	retryMin    = 2 * time.Second
 	retryMax    = 64 * time.Second
 	saveEvery   = 10 * time.Minute
-	aheadMax    = 20 * 365 * 24 * time.Hour // a saved or RTC time further after the build isn't believed
+	aheadMax    = 20 * 365 * 24 * time.Hour // a time further after the build isn't believed, wherever it's from
 	distanceMax = 1500 * time.Millisecond   // a server whose answer is this uncertain isn't used
 )
 
@@ -194,8 +194,9 @@ func query(ctx context.Context, servers []string) (string, *ntp.Response, error)
 	return "", nil, errors.Join(errs...)
 }
 
-// check refuses answers that can't be right: uncertain ones and any time before
-// this program was built.
+// check refuses answers that can't be right: uncertain ones, and those that would
+// set the clock before this program was built or absurdly long after. Nobody has to
+// prove to be a time server, and the offset needn't fit the time in the answer.
 func check(r *ntp.Response, build time.Time) error {
 	if err := r.Validate(); err != nil {
 		return err
@@ -203,8 +204,12 @@ func check(r *ntp.Response, build time.Time) error {
 	if r.RootDistance > distanceMax {
 		return fmt.Errorf("its time is uncertain by %v", r.RootDistance)
 	}
-	if r.Time.Before(build) {
-		return fmt.Errorf("its time %v is before this version was built", r.Time.UTC().Format(time.RFC3339))
+	at := time.Now().Add(r.ClockOffset)
+	if at.Before(build) {
+		return fmt.Errorf("its time %v is before this version was built", at.UTC().Format(time.RFC3339))
+	}
+	if absurd(build, at) {
+		return fmt.Errorf("its time %v is more than %d years after this version was built", at.UTC().Format(time.RFC3339), aheadMax/(365*24*time.Hour))
 	}
 	return nil
 }

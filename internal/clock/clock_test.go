@@ -64,18 +64,27 @@ func TestSave(t *testing.T) {
 	}
 }
 
-func TestCheckRefusesThePast(t *testing.T) {
+func TestCheck(t *testing.T) {
 	now := time.Now()
-	r := &ntp.Response{Time: now, ReferenceTime: now.Add(-time.Second), Stratum: 2, Leap: ntp.LeapNoWarning}
-	if err := check(r, now.Add(-time.Hour)); err != nil {
-		t.Errorf("good answer: %v", err)
-	}
-	if err := check(r, now.Add(time.Hour)); err == nil {
-		t.Error("a time before the build was accepted")
-	}
-	r.RootDistance = time.Minute
-	if err := check(r, now.Add(-time.Hour)); err == nil {
-		t.Error("an uncertain time was accepted")
+	const year = 365 * 24 * time.Hour
+	for name, c := range map[string]struct {
+		build             time.Time
+		offset, uncertain time.Duration
+		ok                bool
+	}{
+		"good":                 {now.Add(-time.Hour), 0, 0, true},
+		"from 1970":            {now.Add(-time.Hour), 10 * year, 0, true},
+		"ten years of service": {now.Add(-10 * year), 0, 0, true},
+		"build without a time": {time.Unix(0, 0), 0, 0, true},
+		"before the build":     {now.Add(time.Hour), 0, 0, false},
+		"set before the build": {now.Add(-time.Hour), -2 * time.Hour, 0, false},
+		"absurdly far ahead":   {now.Add(-time.Hour), aheadMax, 0, false},
+		"uncertain":            {now.Add(-time.Hour), 0, time.Minute, false},
+	} {
+		r := &ntp.Response{Time: now, ClockOffset: c.offset, ReferenceTime: now.Add(-time.Second), Stratum: 2, Leap: ntp.LeapNoWarning, RootDistance: c.uncertain}
+		if err := check(r, c.build); (err == nil) != c.ok {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 

@@ -28,8 +28,6 @@ const (
 	// quietLook is between two looks for that: a machine that stood still for a
 	// while was not quiet.
 	quietLook = quietLimit / 10
-	// endLimit bounds the wait for the instance's end after a command was killed.
-	endLimit = 2 * time.Second
 	// cleanLimit bounds the tidying after a command, also when its caller left.
 	cleanLimit = 30 * time.Second
 )
@@ -56,19 +54,12 @@ func (d *Driver) Exec(ctx context.Context, id workload.ID, e workload.Exec) (int
 	if err != nil {
 		return 0, fmt.Errorf("exec in workload %q: %w", id.Name, err)
 	}
-	if code == process.Killed && d.ends(ctx, task) {
+	// The kernel kills the commands of a PID namespace when its first process has
+	// begun to exit, and before that is seen to be gone.
+	if code == process.Killed && process.Ending(int(task.Pid())) {
 		e.Complain(fmt.Sprintf("workload %q ended", id.Name))
 	}
 	return code, nil
-}
-
-// ends tells whether the instance ends with the command. The kernel kills the
-// commands of a PID namespace before its first process is seen to be gone.
-func (d *Driver) ends(ctx context.Context, task containerd.Task) bool {
-	ctx, cancel := context.WithTimeout(ctx, endLimit)
-	defer cancel()
-	_, err := d.exit(ctx, task.ID(), "")
-	return err == nil
 }
 
 // execSpec derives the command's process from the instance's.

@@ -5,8 +5,10 @@
 package contexts
 
 import (
+	"bytes"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net/url"
 	"os"
@@ -43,6 +45,11 @@ const (
 )
 
 var nameForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
+
+const (
+	nameMax      = 63 // bytes, as nameForm has it
+	namesakesMax = 1000
+)
 
 // Context is how one capsule is reached. CA, Certificate and Key are PEM; Key may
 // be the word "keychain", for one that the platform keeps.
@@ -141,8 +148,27 @@ func (s *Store) path(name string) (string, error) {
 	return filepath.Join(s.dir, "contexts", name+".yaml"), nil
 }
 
+// spelled gives a name as the store has it. Contexts differ in more than the case of
+// their names: the file systems of macOS and Windows take those for one.
+func (s *Store) spelled(name string) (string, error) {
+	names, err := s.List()
+	if err != nil || slices.Contains(names, name) {
+		return name, err
+	}
+	for _, have := range names {
+		if strings.EqualFold(have, name) {
+			return have, nil
+		}
+	}
+	return name, nil
+}
+
 // Get reads one context.
 func (s *Store) Get(name string) (Context, error) {
+	name, err := s.spelled(name)
+	if err != nil {
+		return Context{}, err
+	}
 	path, err := s.path(name)
 	if err != nil {
 		return Context{}, err
@@ -168,9 +194,19 @@ func parse(name string, data []byte) (Context, error) {
 	return c, nil
 }
 
-// Put writes a context whole or not at all, readable by its owner only. Its key
-// goes to the platform's keychain where there is one.
+// Put writes a context whole or not at all, readable by its owner only, in place of
+// any of that name. Its key goes to the platform's keychain where there is one.
 func (s *Store) Put(c Context) error {
+	return s.locked(func() (err error) {
+		if c.Name, err = s.spelled(c.Name); err != nil {
+			return err
+		}
+		return s.put(c, replace)
+	})
+}
+
+// put is Put by who has the lock.
+func (s *Store) put(c Context, write func(path string, data []byte) error) error {
 	path, err := s.path(c.Name)
 	if err != nil {
 		return err
@@ -181,7 +217,7 @@ func (s *Store) Put(c Context) error {
 	if err != nil {
 		return fmt.Errorf("write context %q: %w", c.Name, err)
 	}
-	if err := replace(path, data); err != nil {
+	if err := write(path, data); err != nil {
 		return fmt.Errorf("write context %q: %w", c.Name, err)
 	}
 	if oldErr == nil {
@@ -192,41 +228,90 @@ func (s *Store) Put(c Context) error {
 	return nil
 }
 
+// Add saves a context under its name, or under one made from it, and gives it as it
+// was saved. A key that opens something else than the new one does is never lost by
+// it: only a context that the new one succeeds is replaced.
+func (s *Store) Add(c Context) (Context, error) {
+	if _, err := s.path(c.Name); err != nil {
+		return c, err
+	}
+	err := s.locked(func() error {
+		base := c.Name
+		for i := 2; i <= namesakesMax; i++ {
+			old, err := s.Get(c.Name)
+			switch {
+			case errdefs.IsNotFound(err):
+				return s.put(c, create)
+			case err == nil && c.succeeds(old):
+				c.Name = old.Name
+				return s.put(c, replace)
+			}
+			suffix := fmt.Sprintf("-%d", i)
+			c.Name = base[:min(len(base), nameMax-len(suffix))] + suffix
+		}
+		return fmt.Errorf("write context %q: there are %d of that name: %w", base, namesakesMax-1, errdefs.ErrFailedPrecondition)
+	})
+	return c, err
+}
+
+// succeeds tells whether a context may take the place of another: it is for the same
+// capsule, and by the same key, or by one of the same name and role, which are a
+// certificate's subject.
+func (c Context) succeeds(old Context) bool {
+	ca, err1 := c.Authority()
+	oldCA, err2 := old.Authority()
+	leaf, err3 := c.Leaf()
+	oldLeaf, err4 := old.Leaf()
+	if errors.Join(err1, err2, err3, err4) != nil || !ca.Equal(oldCA) {
+		return false
+	}
+	return bytes.Equal(leaf.RawSubjectPublicKeyInfo, oldLeaf.RawSubjectPublicKeyInfo) || bytes.Equal(leaf.RawSubject, oldLeaf.RawSubject)
+}
+
+// change rewrites what a context says.
+func (s *Store) change(name string, edit func(*Context) error) error {
+	return s.locked(func() error {
+		c, err := s.Get(name)
+		if err != nil {
+			return err
+		}
+		if err := edit(&c); err != nil {
+			return err
+		}
+		return s.put(c, replace)
+	})
+}
+
 // Move notes where a capsule is now; what else its context says stays.
 func (s *Store) Move(name, host string) error {
-	c, err := s.Get(name)
-	if err != nil {
-		return err
-	}
-	c.Host = host
-	return s.Put(c)
+	return s.change(name, func(c *Context) error {
+		c.Host = host
+		return nil
+	})
 }
 
-// Renew gives a context a new certificate with its key, in place of the old one.
-func (s *Store) Renew(name, certificate, key string, at time.Time) error {
-	c, err := s.Get(name)
-	if err != nil {
-		return err
-	}
-	c.Certificate, c.Key, c.Issued = certificate, key, at.UTC().Truncate(time.Second)
-	return s.Put(c)
-}
-
-// Free gives the name, or one made from it that no context has.
-func (s *Store) Free(name string) (string, error) {
-	names, err := s.List()
-	if err != nil {
-		return "", err
-	}
-	free := name
-	for i := 2; slices.Contains(names, free); i++ {
-		free = fmt.Sprintf("%s-%d", name, i)
-	}
-	return free, nil
+// Renew gives a context a new certificate with its key, in place of the old one. One
+// that has another by now keeps that.
+func (s *Store) Renew(old Context, certificate, key string, at time.Time) error {
+	return s.change(old.Name, func(c *Context) error {
+		if c.Certificate != old.Certificate {
+			return fmt.Errorf("context %q has another certificate meanwhile: %w", c.Name, errdefs.ErrFailedPrecondition)
+		}
+		c.Certificate, c.Key, c.Issued = certificate, key, at.UTC().Truncate(time.Second)
+		return nil
+	})
 }
 
 // Delete removes a context with its key; the current one is then none.
 func (s *Store) Delete(name string) error {
+	return s.locked(func() error { return s.delete(name) })
+}
+
+func (s *Store) delete(name string) error {
+	name, err := s.spelled(name)
+	if err != nil {
+		return err
+	}
 	path, err := s.path(name)
 	if err != nil {
 		return err
@@ -283,11 +368,14 @@ func (s *Store) Current() (string, error) {
 
 // Use makes a context the current one.
 func (s *Store) Use(name string) error {
-	if _, err := s.Get(name); err != nil {
-		return err
-	}
-	if err := replace(filepath.Join(s.dir, "current"), []byte(name+"\n")); err != nil {
-		return fmt.Errorf("use context %q: %w", name, err)
-	}
-	return nil
+	return s.locked(func() error {
+		c, err := s.Get(name)
+		if err != nil {
+			return err
+		}
+		if err := replace(filepath.Join(s.dir, "current"), []byte(c.Name+"\n")); err != nil {
+			return fmt.Errorf("use context %q: %w", c.Name, err)
+		}
+		return nil
+	})
 }

@@ -40,6 +40,17 @@ func TestStore(t *testing.T) {
 			t.Errorf("resolve %q: %s", named, diff)
 		}
 	}
+	second := a
+	second.Name, second.Host = "second", b.Host
+	if err := errors.Join(s.Put(second), s.Use("second")); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := s.Resolve(b.Host); err != nil || got.Name != "second" {
+		t.Errorf("an address of two, of which one is current: %q, %v", got.Name, err)
+	}
+	if err := s.Use("a"); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := s.Resolve("nosuch"); !errdefs.IsNotFound(err) {
 		t.Errorf("resolve an unknown name: %v", err)
 	}

@@ -13,8 +13,8 @@ import (
 var ErrNone = errors.New("no capsule named")
 
 // Resolve turns what an operator named into a context: a context's name, or
-// host:port, which uses the keys of the context with that address, else those
-// of the current one. "" is the current context.
+// host:port, which uses the keys of the context with that address, the current one
+// first, else those of the current one. "" is the current context.
 func (s *Store) Resolve(named string) (Context, error) {
 	if named == "" {
 		return s.current()
@@ -33,12 +33,15 @@ func (s *Store) Resolve(named string) (Context, error) {
 	if err != nil {
 		return Context{}, err
 	}
+	c, err := s.current()
+	if err == nil && c.Host == host {
+		return c, nil
+	}
 	for _, name := range names {
 		if c, err := s.Get(name); err == nil && c.Host == host {
 			return c, nil
 		}
 	}
-	c, err := s.current()
 	if err != nil {
 		return Context{}, fmt.Errorf("no context holds keys for %q: %w", host, err)
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -93,6 +94,19 @@ func (a Access) flags() uintptr {
 		flags |= unix.MS_SYNCHRONOUS
 	}
 	return flags
+}
+
+// OnESP tells whether the ESP that we booted from has a file.
+func (b Boot) OnESP(file string) (there bool, err error) {
+	err = b.WithESP(ReadOnly, func(root string) error {
+		_, err := os.Stat(filepath.Join(root, file))
+		there = err == nil
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	})
+	return there, err
 }
 
 // WithESP mounts the ESP that we booted from in a private place, calls fn with

@@ -52,12 +52,12 @@ func Contents(r io.ReaderAt, sector int, size uint64) ([]Content, error) {
 	if _, err := r.ReadAt(head, 0); err != nil {
 		return nil, fmt.Errorf("read disk: %w", err)
 	}
-	if unfinished(head) {
-		return nil, nil
-	}
 	var found []Content
-	if c, ok := known(r, 0, size); ok {
+	c, ok := known(r, 0, size)
+	if ok {
 		found = append(found, c)
+	} else if unfinished(head, sector) {
+		return nil, nil
 	}
 	found = append(found, tableContents(r, head, sector, size)...)
 	if len(found) > 0 {

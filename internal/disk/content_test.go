@@ -68,6 +68,51 @@ func TestContents(t *testing.T) {
 	}
 }
 
+// The mark of a cut installation stays where an MBR has its program when people make
+// something else of the disk afterwards: what they made counts.
+func TestStaleMark(t *testing.T) {
+	const size = 8 << 20
+	entry := make([]byte, 66)
+	entry[4], entry[9], entry[13], entry[64], entry[65] = 0x83, 8, 16, 0x55, 0xaa
+	for name, at := range map[string]map[int]string{
+		"an MBR":                       {446: string(entry)},
+		"an MBR without partitions":    {510: "\x55\xaa"},
+		"a protective MBR, no GPT":     {0: unfinishedText + string(ProtectiveMBR(512, size/512)[len(unfinishedText):])},
+		"a disk's id of Windows":       {440: "\x12\x34\x56\x78"},
+		"RAID 1.2":                     {4096: "\xfc\x4e\x2b\xa9"},
+		"RAID 1.0":                     {size - 8192: "\xfc\x4e\x2b\xa9"},
+		"RAID 0.90":                    {size - 65536: "\xfc\x4e\x2b\xa9"},
+		"LVM":                          {512: "LABELONE", 512 + 24: "LVM2 001"},
+		"ext4":                         {1024 + 0x38: "\x53\xef"},
+		"btrfs":                        {0x10040: "_BHRfS_M"},
+		"swap":                         {4096 - 10: "SWAPSPACE2"},
+		"something that we can't name": {edgeBytes - 1: "x"},
+	} {
+		for _, sector := range []int{512, 4096} {
+			mark := map[int]string{0: string(UnfinishedMark(sector))}
+			if got, err := Contents(put(size, mark), sector, size); err != nil || len(got) > 0 {
+				t.Errorf("the mark alone: %v, %v", got, err)
+			}
+			b := make([]byte, size)
+			copy(b, UnfinishedMark(sector))
+			for offset, text := range at {
+				copy(b[offset:], text)
+			}
+			if got, err := Contents(bytes.NewReader(b), sector, size); err != nil || len(got) == 0 {
+				t.Errorf("%s, blocks of %d: taken as empty, %v", name, sector, err)
+			}
+		}
+	}
+	for _, sector := range []int{512, 4096} {
+		d := newDisk(t, sector, 8)
+		copy(d.b, ProtectiveMBR(sector, uint64(size/sector)))
+		copy(d.b, unfinishedText)
+		if got, err := Contents(d, sector, size); err != nil || len(got) < 2 || got[0].Kind != "GPT" {
+			t.Errorf("a GPT, blocks of %d: %v, %v", sector, got, err)
+		}
+	}
+}
+
 func TestContentsOfGPT(t *testing.T) {
 	for _, sector := range []int{512, 4096} {
 		d := newDisk(t, sector, 8)

@@ -18,7 +18,7 @@ type Device struct {
 	WWN       string // worldwide name, "" when it has none
 	Bytes     uint64
 	Sector    int  // logical block, bytes
-	Removable bool // the medium, or a disk on USB
+	Removable bool // the medium, or a disk on USB, Thunderbolt or in a card slot
 	ReadOnly  bool
 }
 
@@ -59,7 +59,7 @@ func Describe(sysfs, name string) (Device, bool) {
 	return Device{
 		Name: name, Model: model(dir), Serial: serial(dir, usb), WWN: cmp.Or(attribute(dir, "wwid"), attribute(dir, "device/wwid")),
 		Bytes: sectors * 512, Sector: int(sector), ReadOnly: attribute(dir, "ro") == "1",
-		Removable: usb != "" || attribute(dir, "removable") == "1" || attribute(dir, "device/type") == "SD",
+		Removable: usb != "" || attribute(dir, "removable") == "1" || attribute(dir, "device/type") == "SD" || onRemovable(dir),
 	}, true
 }
 
@@ -112,6 +112,19 @@ func onUSB(dir string) string {
 		}
 	}
 	return ""
+}
+
+// onRemovable tells whether a device on the way to a disk can be pulled out: the kernel
+// says so of PCI devices behind a port that faces outwards, as those of Thunderbolt,
+// USB4 and SD Express (Documentation/ABI/testing/sysfs-devices-removable). The disk's
+// own attribute of that name is a number, and of its medium.
+func onRemovable(dir string) bool {
+	for at := filepath.Dir(resolved(dir)); len(at) > 1; at = filepath.Dir(at) {
+		if attribute(at, "removable") == "removable" {
+			return true
+		}
+	}
+	return false
 }
 
 // resolved is the place of a device in the kernel's tree.

@@ -76,6 +76,21 @@ func TestDevices(t *testing.T) {
 	}
 }
 
+// A disk in an enclosure is as easily pulled out as a stick, whatever its own driver
+// says: a capsule's stick may be one.
+func TestRemovable(t *testing.T) {
+	const nvme = "pci0000:00/0000:00:07.0/0000:04:00.0/0000:05:01.0/0000:06:00.0/nvme/nvme1/nvme1n1"
+	port := map[string]string{"the enclosure": "../../../", "its bridge": "../../../../", "the port": "../../../../../"}
+	for name, up := range port {
+		for says, want := range map[string]bool{"removable\n": true, "fixed\n": false, "unknown\n": false} {
+			sysfs := sysTree(t, map[string]map[string]string{nvme: {"size": "8\n", "removable": "0\n", up + "removable": says}})
+			if d, ok := Describe(sysfs, "nvme1n1"); !ok || d.Removable != want {
+				t.Errorf("%s is %q: %+v", name, says, d)
+			}
+		}
+	}
+}
+
 // node makes a device path's node.
 func node(kind, sub byte, data ...byte) []byte {
 	return append([]byte{kind, sub, byte(4 + len(data)), 0}, data...)

@@ -108,4 +108,10 @@ func UnfinishedMark(sector int) []byte {
 	return b
 }
 
-func unfinished(head []byte) bool { return bytes.HasPrefix(head, []byte(unfinishedText)) }
+// unfinished tells whether a disk's head is as a cut installation leaves it: the mark,
+// perhaps our table, and nothing else. The text alone says little: it lies where an MBR
+// has its program, which tools keep that partition a disk or make it part of a RAID.
+func unfinished(head []byte, sector int) bool {
+	rest := head[2*sector+tableMin:]
+	return bytes.Equal(head[:sector], UnfinishedMark(sector)) && bytes.Equal(rest, make([]byte, len(rest)))
+}

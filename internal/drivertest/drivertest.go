@@ -14,6 +14,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
+
+	"capsule/internal/await"
 	"capsule/internal/image"
 	"capsule/internal/imagetest"
 	"capsule/internal/logs"
@@ -117,12 +120,25 @@ func (s *suite) start(t *testing.T, in workload.Instance) {
 func (s *suite) prepare(t *testing.T, in workload.Instance) {
 	t.Helper()
 	t.Cleanup(func() {
-		if err := s.driver.Remove(context.WithoutCancel(t.Context()), in.ID); err != nil {
+		if err := s.remove(context.WithoutCancel(t.Context()), in.ID); err != nil {
 			t.Errorf("remove: %v", err)
 		}
 	})
 	if err := s.driver.Prepare(t.Context(), in); err != nil {
 		t.Fatalf("prepare: %v", err)
+	}
+}
+
+// remove tries again, as the loop does, where a disk of this machine is too busy for
+// processes to end.
+func (s *suite) remove(ctx context.Context, id workload.ID) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for {
+		err := s.driver.Remove(ctx, id)
+		if !errdefs.IsUnavailable(err) || await.Pause(ctx, 100*time.Millisecond) != nil {
+			return err
+		}
 	}
 }
 

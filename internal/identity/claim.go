@@ -168,16 +168,13 @@ func (id *Identity) anonymous() bool {
 
 // Claim makes whoever proves to know the code an admin; export is that of the
 // connection that the proof came by. All is on the disk before it returns. The
-// same key gets its certificate again, by the same code, until that is used.
+// same key gets its certificate again, by the same code, until that is used. Of who
+// proves nothing not even the request is read.
 func (id *Identity) Claim(export, csr, proof []byte) (cert *x509.Certificate, serverProof []byte, err error) {
-	r, err := ParseRequest(csr)
-	if err != nil {
-		return nil, nil, err
-	}
 	if len(proof) != claim.ProofSize {
 		return nil, nil, fmt.Errorf("proof of %d bytes, not %d: %w", len(proof), claim.ProofSize, errdefs.ErrInvalidArgument)
 	}
-	cert, key, reclaimed, err := id.claim(r, export, csr, proof)
+	cert, key, reclaimed, err := id.claim(export, csr, proof)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -191,29 +188,33 @@ func (id *Identity) Claim(export, csr, proof []byte) (cert *x509.Certificate, se
 
 // claim also gives the key that the proof was made with, and what is to be done
 // after a reclaim.
-func (id *Identity) claim(r Request, export, csr, proof []byte) (*x509.Certificate, claim.Key, func() error, error) {
+func (id *Identity) claim(export, csr, proof []byte) (*x509.Certificate, claim.Key, func() error, error) {
 	id.mu.Lock()
 	defer id.mu.Unlock()
 	if err := id.changeable(); err != nil {
 		return nil, nil, nil, err
 	}
-	if record := id.list.Claim; record != nil && record.Operator == r.id {
+	if record := id.list.Claim; record != nil {
 		if key := claim.Key(record.Verifier); claim.Equal(proof, key.ClientProof(export, csr)) {
-			cert, err := id.claimedBefore(r)
+			cert, err := id.claimedBefore(csr, record.Operator)
 			return cert, key, nil, err
 		}
 	}
 	if err := id.check(export, csr, proof); err != nil {
 		return nil, nil, nil, err
 	}
-	cert, err := id.enter(r)
+	cert, err := id.enter(csr)
 	return cert, id.window.key, id.window.after(), err
 }
 
-// claimedBefore gives the certificate once more. id.mu is held.
-func (id *Identity) claimedBefore(r Request) (*x509.Certificate, error) {
-	o := id.list.find(r.id)
-	if o == nil {
+// claimedBefore gives the certificate once more, to the same key. id.mu is held.
+func (id *Identity) claimedBefore(csr []byte, key string) (*x509.Certificate, error) {
+	r, err := ParseRequest(csr)
+	if err != nil {
+		return nil, err
+	}
+	o := id.list.find(key)
+	if o == nil || r.id != key {
 		return nil, errClaimed
 	}
 	if err := id.settle(); err != nil {
@@ -244,7 +245,11 @@ func (id *Identity) check(export, csr, proof []byte) error {
 }
 
 // enter makes the claimer an admin. id.mu is held.
-func (id *Identity) enter(r Request) (*x509.Certificate, error) {
+func (id *Identity) enter(csr []byte) (*x509.Certificate, error) {
+	r, err := ParseRequest(csr)
+	if err != nil {
+		return nil, err
+	}
 	w := id.window
 	by := byClaim
 	if id.claimed {

@@ -2,15 +2,20 @@ package identity
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/big"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -114,6 +119,86 @@ func TestClaimWindow(t *testing.T) {
 	if _, err := tryClaim(t, id, offer.Code, request(t, "ann")); !errdefs.IsPermissionDenied(err) {
 		t.Errorf("with the code of the boot before: %v", err)
 	}
+}
+
+// Who does not know the code has nothing read of what they send; who does hears what
+// is wrong with it, and has lost no try.
+func TestProofComesFirst(t *testing.T) {
+	id := boot(t, t.TempDir(), Claiming{})
+	for name, csr := range map[string][]byte{"none": nil, "rubbish": []byte("x"), "huge": make([]byte, 2*csrMax)} {
+		if _, err := tryClaim(t, id, claim.NewCode(), csr); !errdefs.IsPermissionDenied(err) {
+			t.Errorf("%s, wrong code: %v", name, err)
+		}
+		if _, err := tryClaim(t, id, id.Offer().Code, csr); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%s, right code: %v", name, err)
+		}
+	}
+	if id.window.kept.Tries != 3 || id.Claimed() {
+		t.Errorf("%d tries, claimed %v", id.window.kept.Tries, id.Claimed())
+	}
+}
+
+// A key is looked at before it is used: the larger it is the longer that takes.
+func TestWeakKeysAreNotUsed(t *testing.T) {
+	huge := &rsa.PublicKey{N: new(big.Int).SetBit(big.NewInt(1), 16383, 1), E: 65537}
+	small, err := rsa.GenerateKey(rand.Reader, 1024)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p224, err := ecdsa.GenerateKey(elliptic.P224(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	good, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, edwards, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		key  crypto.PublicKey
+		want string
+	}{
+		"RSA of 16384 bits": {huge, "want ECDSA"}, "RSA of 1024 bits": {&small.PublicKey, "want ECDSA"}, "P-224": {&p224.PublicKey, "want ECDSA"},
+		"RSA of 2048 bits": {&good.PublicKey, "not signed by its own key"}, "Ed25519": {edwards.Public(), "not signed by its own key"},
+	} {
+		if _, err := ParseRequest(foreign(t, c.key)); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// foreign is a request for somebody else's key, with a signature of no worth.
+func foreign(t *testing.T, key crypto.PublicKey) []byte {
+	t.Helper()
+	spki, err := x509.MarshalPKIXPublicKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name, err := asn1.Marshal(pkix.Name{CommonName: "eve"}.ToRDNSequence())
+	if err != nil {
+		t.Fatal(err)
+	}
+	type info struct {
+		Version      int
+		Subject, Key asn1.RawValue
+		Attributes   []asn1.RawValue `asn1:"tag:0,set"`
+	}
+	der, err := asn1.Marshal(struct {
+		Info      info
+		Algorithm pkix.AlgorithmIdentifier
+		Signature asn1.BitString
+	}{
+		info{0, asn1.RawValue{FullBytes: name}, asn1.RawValue{FullBytes: spki}, nil},
+		pkix.AlgorithmIdentifier{Algorithm: asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 11}, Parameters: asn1.NullRawValue},
+		asn1.BitString{Bytes: make([]byte, 256), BitLength: 2048},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return der
 }
 
 // A crash of the daemon gives nobody more tries, and nobody a new code to read.

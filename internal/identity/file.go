@@ -39,6 +39,23 @@ func writeFolder(dir string, files map[string][]byte) error {
 	return durable.Rename(draft, dir)
 }
 
+// removeFolder makes dir go with all its files or not at all, whenever the power
+// goes: half of it would be damage.
+func removeFolder(dir string) error {
+	if err := clearFolder(dir); err != nil {
+		return err
+	}
+	if err := durable.Rename(dir, removed(dir)); err != nil {
+		return err
+	}
+	return clearFolder(dir)
+}
+
+// clearFolder takes away what a cut left of a folder that was removed.
+func clearFolder(dir string) error { return os.RemoveAll(removed(dir)) }
+
+func removed(dir string) string { return dir + ".old" }
+
 func readFile(path string, most int) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {

@@ -6,8 +6,8 @@
 //
 //   - A certificate's NotBefore is never a reason to refuse. That our CA signed
 //     it shows that it was made before now, whatever the clock says.
-//   - Expiry is judged at the later of the clock and the time that this version
-//     was built, so a clock that fell back to 1970 revives nothing older.
+//   - Expiry is judged only while somebody vouches for the clock, by each call. Who
+//     sets it ahead shuts no admin out: their expired certificate can be renewed.
 //   - The server certificate is made anew at each start, so it never expires on
 //     a capsule that was switched off for years. Clients trust the CA, which stays.
 //
@@ -54,7 +54,9 @@ const (
 	caKeyFile     = "ca.key"
 	claimedFile   = "claimed"
 	operatorsFile = "operators.json"
-	listedMark    = "listed\n" // in claimedFile: there is a list, and its loss is damage
+	// listedMark in claimedFile, and ahead of recoveryFile's text: there is a list,
+	// and its loss lets nobody in.
+	listedMark = "listed\n"
 
 	// On the ESP, beside the seed.
 	recoveryFile          = "recovery.pem"
@@ -78,6 +80,9 @@ type Identity struct {
 	dir      string // "" when nothing can be written
 	// write is durable.WriteFile but in tests of power cuts.
 	write func(path string, data []byte, perm fs.FileMode) error
+	// Synced tells whether somebody vouches for the clock; nil means yes. It is set
+	// before anybody is let in.
+	Synced func() bool
 	// Warnings tell what went wrong without making the identity useless.
 	Warnings []string
 
@@ -87,14 +92,15 @@ type Identity struct {
 	window  *window              // nil when nobody can claim
 	self    string               // key of our own calls
 	seen    map[string]time.Time // by key
-	calls   map[string][]*func() // what ends the calls under way, by key
+	calls   map[*open]bool       // under way
 	watch   []func()
+	told    *sync.WaitGroup // who watches, of the last change
 }
 
 func newIdentity(ca *CA) *Identity {
 	return &Identity{
 		ca: ca.Cert, authority: ca, write: durable.WriteFile,
-		seen: map[string]time.Time{}, calls: map[string][]*func(){},
+		seen: map[string]time.Time{}, calls: map[*open]bool{},
 	}
 }
 
@@ -106,7 +112,7 @@ func Load(dir, seedPath string) (*Identity, error) {
 	if err == nil && !id.claimed {
 		// Nobody can hold a certificate of it yet: a seed that came later counts.
 		if _, seedErr := readSeed(seedPath); seedErr == nil {
-			id, err = nil, errors.Join(fs.ErrNotExist, os.RemoveAll(dir))
+			id, err = nil, errors.Join(fs.ErrNotExist, removeFolder(dir))
 		}
 	}
 	if errors.Is(err, fs.ErrNotExist) {
@@ -114,6 +120,9 @@ func Load(dir, seedPath string) (*Identity, error) {
 	}
 	if err != nil {
 		return nil, fmt.Errorf("load identity from %s: %w", dir, err)
+	}
+	if err := clearFolder(dir); err != nil {
+		id.Warnings = append(id.Warnings, "remove the identity from before the seed: "+err.Error())
 	}
 	if len(id.list.Operators) > 0 { // the power may have gone before the mark was written
 		if err := id.settle(); err != nil {
@@ -175,7 +184,7 @@ func (id *Identity) Claimed() bool {
 }
 
 // OnChange has fn called, in a goroutine of its own, after each change of who is
-// let in or of how the capsule can be claimed.
+// let in or of how the capsule can be claimed. A revoke waits until it returns.
 func (id *Identity) OnChange(fn func()) {
 	id.mu.Lock()
 	defer id.mu.Unlock()
@@ -184,8 +193,9 @@ func (id *Identity) OnChange(fn func()) {
 
 // changed tells who watches. id.mu is held.
 func (id *Identity) changed() {
+	id.told = &sync.WaitGroup{}
 	for _, fn := range id.watch {
-		go fn()
+		id.told.Go(fn)
 	}
 }
 
@@ -316,7 +326,7 @@ func parseSeed(text []byte) (seed, error) {
 	}
 	id := newIdentity(ca)
 	for _, cert := range certs[1:] {
-		if err := id.genuine(cert, cert.NotBefore); err != nil {
+		if err := id.genuine(cert); err != nil {
 			return seed{}, err
 		}
 	}
@@ -359,33 +369,38 @@ func (id *Identity) SaveRecovery(seedPath string) error {
 	if id.authority == nil {
 		return nil
 	}
-	if err := replaceText(beside(seedPath, recoveryOperatorsFile), id.operatorsPEM()); err != nil {
+	operators, listed := id.operatorsPEM()
+	if err := replaceText(beside(seedPath, recoveryOperatorsFile), operators); err != nil {
 		return err
 	}
 	path := beside(seedPath, recoveryFile)
-	if pair, ca, err := readFallback(path); err == nil && bytes.Equal(ca.Raw, id.ca.Raw) &&
-		now().Add(recoveryRenew).Before(pair.Leaf.NotAfter) {
+	if old, err := readFallback(path); err == nil && bytes.Equal(old.ca.Raw, id.ca.Raw) && old.listed == listed &&
+		now().Add(recoveryRenew).Before(old.pair.Leaf.NotAfter) {
 		return nil
 	}
 	pair, err := id.authority.IssueServer(ServerName)
 	if err != nil {
 		return err
 	}
+	var mark []byte
+	if listed {
+		mark = []byte(listedMark)
+	}
 	// The server's certificate comes first, as tls.X509KeyPair wants it.
-	return durable.WriteFile(path, bytes.Join([][]byte{pair.CertPEM, pair.KeyPEM, EncodeCert(id.ca)}, nil), 0o600)
+	return durable.WriteFile(path, bytes.Join([][]byte{mark, pair.CertPEM, pair.KeyPEM, EncodeCert(id.ca)}, nil), 0o600)
 }
 
 // operatorsPEM are the certificates of who is let in; none while all are adopted.
-func (id *Identity) operatorsPEM() (text []byte) {
+func (id *Identity) operatorsPEM() (text []byte, listed bool) {
 	id.mu.Lock()
 	defer id.mu.Unlock()
 	if id.list.Adopting {
-		return nil
+		return nil, false
 	}
 	for _, o := range id.list.Operators {
 		text = append(text, o.Certificate...)
 	}
-	return text
+	return text, true
 }
 
 func replaceText(path string, text []byte) error {
@@ -398,15 +413,15 @@ func replaceText(path string, text []byte) error {
 
 func beside(seedPath, name string) string { return filepath.Join(filepath.Dir(seedPath), name) }
 
-// readRecovery reads the copy. Without a list of operators, as older versions
-// left it, all that the CA signed are let in.
+// readRecovery reads the copy. Where there never was a list of operators, as older
+// versions left it, all that the CA signed are let in.
 func readRecovery(seedPath string) (*Identity, error) {
-	pair, ca, err := readFallback(beside(seedPath, recoveryFile))
+	f, err := readFallback(beside(seedPath, recoveryFile))
 	if err != nil {
 		return nil, err
 	}
-	id := newIdentity(&CA{Cert: ca})
-	id.authority, id.fallback, id.claimed = nil, pair, true
+	id := newIdentity(&CA{Cert: f.ca})
+	id.authority, id.fallback, id.claimed = nil, f.pair, true
 	text, err := readFile(beside(seedPath, recoveryOperatorsFile), seedMax)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
@@ -418,22 +433,32 @@ func readRecovery(seedPath string) (*Identity, error) {
 	if id.list, err = listOf(certs); err != nil {
 		return nil, err
 	}
-	id.list.Adopting = len(certs) == 0
+	if len(certs) == 0 && f.listed {
+		id.Warnings = append(id.Warnings, recoveryOperatorsFile+" on the ESP has no operators any more, so nobody is let in")
+	}
+	id.list.Adopting = len(certs) == 0 && !f.listed
 	return id, nil
 }
 
-func readFallback(path string) (tls.Certificate, *x509.Certificate, error) {
+// fallback is what recoveryFile holds.
+type fallback struct {
+	pair   tls.Certificate
+	ca     *x509.Certificate
+	listed bool // recoveryOperatorsFile says who is let in, and only that
+}
+
+func readFallback(path string) (f fallback, err error) {
 	data, err := readFile(path, fileMax)
 	if err != nil {
-		return tls.Certificate{}, nil, err
+		return f, err
 	}
-	pair, err := tls.X509KeyPair(data, data)
-	if err != nil {
-		return tls.Certificate{}, nil, err
+	f.listed = bytes.HasPrefix(data, []byte(listedMark))
+	if f.pair, err = tls.X509KeyPair(data, data); err != nil {
+		return f, err
 	}
-	if len(pair.Certificate) != 2 {
-		return tls.Certificate{}, nil, fmt.Errorf("read %s: want two certificates, found %d", path, len(pair.Certificate))
+	if len(f.pair.Certificate) != 2 {
+		return f, fmt.Errorf("read %s: want two certificates, found %d", path, len(f.pair.Certificate))
 	}
-	ca, err := x509.ParseCertificate(pair.Certificate[1])
-	return pair, ca, err
+	f.ca, err = x509.ParseCertificate(f.pair.Certificate[1])
+	return f, err
 }

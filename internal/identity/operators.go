@@ -9,9 +9,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -134,7 +136,9 @@ func (l *list) add(o Operator) error {
 	return nil
 }
 
-// remove takes operators out; while certificates are adopted, that is written down.
+// remove takes operators out; while certificates are adopted, that is written down,
+// also of a renewed one that was never used: its holder has it. More than can be
+// written down ends the adoption, as a revoke must not fail.
 func (l *list) remove(out func(Operator) bool) (removed []Operator) {
 	l.Operators = slices.DeleteFunc(l.Operators, func(o Operator) bool {
 		if out(o) {
@@ -151,13 +155,25 @@ func (l *list) remove(out func(Operator) bool) (removed []Operator) {
 			l.Revoked = append(l.Revoked, o.Key)
 		}
 	}
+	if len(l.Revoked) > revokedMax {
+		l.Adopting, l.Revoked = false, nil
+	}
 	return removed
 }
 
-// admins that can come in at this time.
-func (l *list) admins(at time.Time) (n int) {
+// end of what a certificate opens for an operator: that of an earlier grant of the
+// same key may be later.
+func (o Operator) end(cert *x509.Certificate) time.Time {
+	if cert.NotAfter.Before(o.NotAfter) {
+		return cert.NotAfter
+	}
+	return o.NotAfter
+}
+
+// admins of a list that can come in without more. id.mu is held.
+func (id *Identity) admins(l list) (n int) {
 	for _, o := range l.Operators {
-		if o.Role == RoleName(capsulev1.Role_ROLE_ADMIN) && at.Before(o.NotAfter) {
+		if o.Role == RoleName(capsulev1.Role_ROLE_ADMIN) && !id.over(o.NotAfter, now()) {
 			n++
 		}
 	}
@@ -240,11 +256,11 @@ func ParseRequest(der []byte) (Request, error) {
 	if err != nil {
 		return Request{}, fmt.Errorf("read certificate request: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
+	if err := strong(csr.PublicKey); err != nil { // before it costs anything to use it
+		return Request{}, err
+	}
 	if err := csr.CheckSignature(); err != nil {
 		return Request{}, fmt.Errorf("certificate request is not signed by its own key: %w: %w", err, errdefs.ErrInvalidArgument)
-	}
-	if err := strong(csr.PublicKey); err != nil {
-		return Request{}, err
 	}
 	if err := checkName(csr.Subject.CommonName); err != nil {
 		return Request{}, err
@@ -272,9 +288,25 @@ func (id *Identity) List() []Operator {
 	return all
 }
 
+// listed finds the operator of a certificate. id.mu is held.
+func (id *Identity) listed(cert *x509.Certificate) (*Operator, error) {
+	o := id.list.find(KeyID(cert))
+	if o == nil {
+		return nil, fmt.Errorf("key %s of %q is not let in: it was revoked, or never granted: %w", KeyFingerprint(cert), cert.Subject.CommonName, errdefs.ErrUnauthenticated)
+	}
+	role, err := Role(cert)
+	if err != nil {
+		return nil, err
+	}
+	if o.Role != RoleName(role) {
+		return nil, fmt.Errorf("certificate of %q says role %q, and its key was let in as %q: %w", cert.Subject.CommonName, RoleName(role), o.Role, errdefs.ErrUnauthenticated)
+	}
+	return o, nil
+}
+
 // Grant lets in who made the request. No name means the request's own, no ttl
-// the default.
-func (id *Identity) Grant(by, name string, role capsulev1.Role, r Request, ttl time.Duration) (*x509.Certificate, error) {
+// the default. The caller may have been revoked while it waited.
+func (id *Identity) Grant(caller *x509.Certificate, name string, role capsulev1.Role, r Request, ttl time.Duration) (*x509.Certificate, error) {
 	if name != "" {
 		if err := checkName(name); err != nil {
 			return nil, err
@@ -292,7 +324,11 @@ func (id *Identity) Grant(by, name string, role capsulev1.Role, r Request, ttl t
 	}
 	id.mu.Lock()
 	defer id.mu.Unlock()
-	return id.admit(r, role, by, ttl, func(l *list, o Operator) error { return l.add(o) })
+	by, err := id.mayChange(caller)
+	if err != nil {
+		return nil, err
+	}
+	return id.admit(r, role, by.Name, ttl, func(l *list, o Operator) error { return l.add(o) })
 }
 
 // Renew gives a caller a certificate for a new key. The old key serves until the
@@ -300,28 +336,36 @@ func (id *Identity) Grant(by, name string, role capsulev1.Role, r Request, ttl t
 func (id *Identity) Renew(caller *x509.Certificate, r Request) (*x509.Certificate, error) {
 	id.mu.Lock()
 	defer id.mu.Unlock()
-	old := id.list.find(KeyID(caller))
-	if old == nil {
-		return nil, notListed(caller)
-	}
-	from := *old
-	role, err := Role(caller)
+	from, err := id.mayChange(caller)
 	if err != nil {
 		return nil, err
 	}
 	r.Name = from.Name
-	return id.admit(r, role, from.GrantedBy, time.Duration(from.LifeSeconds)*time.Second, func(l *list, o Operator) error {
-		// One renewal at a time: the one before was never used.
-		l.remove(func(other Operator) bool { return other.RenewedFrom == from.Key })
+	var dropped []Operator
+	cert, err := id.admit(r, RoleNamed(from.Role), from.GrantedBy, time.Duration(from.LifeSeconds)*time.Second, func(l *list, o Operator) error {
+		// One renewal at a time: the one before was never used, or not that it is known.
+		dropped = l.remove(func(other Operator) bool { return other.RenewedFrom == from.Key })
 		o.RenewedFrom = from.Key
 		return l.add(o)
 	})
+	if err != nil {
+		return nil, err
+	}
+	for _, o := range dropped {
+		id.handOver(o.Key, from.Key)
+	}
+	return cert, nil
 }
 
-// admit signs a request and changes the list by it. id.mu is held.
+// admit signs a request and changes the list by it. By a clock that is behind, a
+// short certificate ends before it is used. id.mu is held.
 func (id *Identity) admit(r Request, role capsulev1.Role, by string, ttl time.Duration, change func(*list, Operator) error) (*x509.Certificate, error) {
 	if err := id.changeable(); err != nil {
 		return nil, err
+	}
+	if ttl < DefaultLife && !id.vouched() {
+		return nil, fmt.Errorf("a certificate for less than %d days: the capsule's clock is not set from the network yet, and may be behind by more; make it longer, or wait until \"capsulectl capsule info\" says that it is set: %w",
+			DefaultLife/(24*time.Hour), errdefs.ErrFailedPrecondition)
 	}
 	cert, err := id.authority.signOperator(r.Name, role, r.key, ttl)
 	if err != nil {
@@ -339,36 +383,44 @@ func (id *Identity) admit(r Request, role capsulev1.Role, by string, ttl time.Du
 }
 
 // Revoke shuts out all keys of a name, or the one whose fingerprint begins so.
-// The last admin stays: nobody could undo it.
-func (id *Identity) Revoke(name, fingerprint string) ([]Operator, error) {
+// The last admin stays: nobody could undo it. The caller may have been revoked
+// while it waited. It returns once who watches has heard of it: the copy that
+// recovery mode reads is theirs to keep.
+func (id *Identity) Revoke(caller *x509.Certificate, name, fingerprint string) ([]Operator, error) {
 	if name == "" && fingerprint == "" {
 		return nil, fmt.Errorf("revoke: name an operator or a key: %w", errdefs.ErrInvalidArgument)
 	}
-	digits := strings.ToLower(strings.ReplaceAll(fingerprint, ":", ""))
-	id.mu.Lock()
-	defer id.mu.Unlock()
-	if err := id.changeable(); err != nil {
-		return nil, err
-	}
-	keys, err := id.meant(name, digits)
+	removed, told, err := id.revoke(caller, name, fingerprint)
 	if err != nil {
 		return nil, err
 	}
+	told.Wait()
+	return removed, nil
+}
+
+func (id *Identity) revoke(caller *x509.Certificate, name, fingerprint string) (removed []Operator, told *sync.WaitGroup, err error) {
+	digits := strings.ToLower(strings.ReplaceAll(fingerprint, ":", ""))
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	if _, err := id.mayChange(caller); err != nil {
+		return nil, nil, err
+	}
+	keys, err := id.meant(name, digits)
+	if err != nil {
+		return nil, nil, err
+	}
 	next := id.list.clone()
-	removed := next.remove(func(o Operator) bool {
+	removed = next.remove(func(o Operator) bool {
 		return slices.Contains(keys, o.Key) || slices.Contains(keys, o.RenewedFrom)
 	})
-	if next.admins(now()) == 0 {
-		return nil, fmt.Errorf("revoke %q: nobody else is an admin, so nobody could let anybody in again; grant the role to another first: %w", removed[0].Name, errdefs.ErrFailedPrecondition)
-	}
-	if len(next.Revoked) > revokedMax {
-		return nil, fmt.Errorf("%d keys were revoked, which is the most while certificates of the first identity are adopted: %w", revokedMax, errdefs.ErrResourceExhausted)
+	if id.admins(next) == 0 {
+		return nil, nil, fmt.Errorf("revoke %q: nobody else is an admin, so nobody could let anybody in again; grant the role to another first: %w", removed[0].Name, errdefs.ErrFailedPrecondition)
 	}
 	if err := id.put(next); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	id.cut(removed)
-	return removed, nil
+	return removed, id.told, nil
 }
 
 // meant finds the keys that are to be revoked. id.mu is held.
@@ -397,6 +449,18 @@ func (id *Identity) changeable() error {
 	return nil
 }
 
+// mayChange gives the operator who is about to change the list. id.mu is held.
+func (id *Identity) mayChange(caller *x509.Certificate) (Operator, error) {
+	if err := id.changeable(); err != nil {
+		return Operator{}, err
+	}
+	o, err := id.listed(caller)
+	if err != nil {
+		return Operator{}, err
+	}
+	return *o, nil
+}
+
 // put makes the list the one in force, on the disk first. id.mu is held.
 func (id *Identity) put(next list) error {
 	data, err := next.encode()
@@ -405,6 +469,9 @@ func (id *Identity) put(next list) error {
 	}
 	if err := id.write(filepath.Join(id.dir, operatorsFile), data, 0o600); err != nil {
 		return fmt.Errorf("write the list of operators: %w", err)
+	}
+	if id.list.Adopting && !next.Adopting {
+		slog.Warn("no more certificates are adopted: who is not in the list needs a grant", "revoked", revokedMax)
 	}
 	id.list = next
 	if len(next.Operators) > 0 {

@@ -69,10 +69,13 @@ func checkName(name string) error {
 	return nil
 }
 
-// rsaMin is the least of an RSA key, bits.
-const rsaMin = 2048
+// Bounds of an RSA key, bits: the time to check one grows with it, and anybody may send one.
+const (
+	rsaMin = 2048
+	rsaMax = 8192
+)
 
-// strong refuses keys that nobody should use any more.
+// strong refuses keys that nobody should use any more, or that are work to use.
 func strong(key crypto.PublicKey) error {
 	switch k := key.(type) {
 	case *ecdsa.PublicKey:
@@ -82,9 +85,9 @@ func strong(key crypto.PublicKey) error {
 	case ed25519.PublicKey:
 		return nil
 	case *rsa.PublicKey:
-		if k.N.BitLen() >= rsaMin {
+		if bits := k.N.BitLen(); bits >= rsaMin && bits <= rsaMax {
 			return nil
 		}
 	}
-	return fmt.Errorf("key of type %T: want ECDSA of 256 bits or more, Ed25519, or RSA of %d bits or more: %w", key, rsaMin, errdefs.ErrInvalidArgument)
+	return fmt.Errorf("key of type %T: want ECDSA of 256 bits or more, Ed25519, or RSA of %d to %d bits: %w", key, rsaMin, rsaMax, errdefs.ErrInvalidArgument)
 }

@@ -4,9 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"capsule/internal/disk"
 )
 
 // A device is a disk that is open for writing, by us alone.
@@ -24,6 +27,25 @@ func openDevice(path string) (*device, error) {
 		return nil, fmt.Errorf("open disk: %w", err)
 	}
 	return &device{f}, nil
+}
+
+// describe says which disk is open, by its number: its name may have gone to another
+// one since the plan was made.
+func (d *device) describe(sysfs string) (disk.Device, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(d.Fd()), &st); err != nil {
+		return disk.Device{}, fmt.Errorf("number of disk %q: %w", d.Name(), err)
+	}
+	number := fmt.Sprintf("%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev))
+	place, err := filepath.EvalSymlinks(filepath.Join(sysfs, "dev/block", number))
+	if err != nil {
+		return disk.Device{}, fmt.Errorf("disk %s: %w", number, err)
+	}
+	found, ok := disk.Describe(sysfs, filepath.Base(place))
+	if !ok {
+		return disk.Device{}, fmt.Errorf("disk %s is gone: %w", number, errdefs.ErrNotFound)
+	}
+	return found, nil
 }
 
 // Fresh reads past the kernel's cache.

@@ -2,6 +2,7 @@ package installer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -27,60 +28,28 @@ type Options struct {
 // would have the first one's identity.
 type Installer struct {
 	Options
-	working sync.Mutex
+	working   sync.Mutex
+	takenFile string
+	read      func(disk.Device) ([]disk.Content, error)
 
-	mu   sync.Mutex
-	done string // id of the disk that was installed
+	mu       sync.Mutex
+	readings map[disk.Device]*reading // that are under way
 }
 
 // New makes an Installer.
-func New(o Options) *Installer { return &Installer{Options: o} }
-
-// Disks lists the disks of this machine, and reads them to tell what they hold.
-func (i *Installer) Disks() []Candidate {
-	var list []Candidate
-	for _, d := range disk.Devices(i.Sysfs) {
-		c := Candidate{Device: d, Booted: d.Name == i.Boot.Disk}
-		contents, err := contentsOf(d)
-		if err != nil {
-			c.Fault = err.Error()
-		}
-		c.Contents = contents
-		list = append(list, c)
-	}
-	return list
-}
-
-func contentsOf(d disk.Device) ([]disk.Content, error) {
-	f, err := os.Open(d.Path())
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return disk.Contents(f, d.Sector, d.Bytes)
+func New(o Options) *Installer {
+	return &Installer{Options: o, takenFile: takenFile, read: contentsOf, readings: map[disk.Device]*reading{}}
 }
 
 // Plan says what would be done.
 func (i *Installer) Plan(choice Choice) (Plan, error) {
 	p, err := NewPlan(i.Disks(), choice)
-	if err != nil {
-		return Plan{}, err
-	}
-	return p, i.once(p.Disk)
-}
-
-// once refuses a second machine.
-func (i *Installer) once(c Candidate) error {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if i.done != "" && !c.Is(i.done) {
-		return fmt.Errorf("disk %q has got this capsule's identity already: restart from the stick to install another capsule: %w", i.done, errdefs.ErrFailedPrecondition)
-	}
-	return nil
+	return i.once(p, choice, err)
 }
 
 // Install does what the plan with this digest says. It stops when ctx ends, which
-// leaves a disk that doesn't boot and that the next run takes as empty.
+// leaves a disk that doesn't boot and that the next run takes as empty; but its last
+// step, once begun, is brought to its end.
 func (i *Installer) Install(ctx context.Context, choice Choice, planned string, progress func(Progress)) (err error) {
 	if !i.working.TryLock() {
 		return fmt.Errorf("another installation is under way: %w", errdefs.ErrFailedPrecondition)
@@ -91,21 +60,26 @@ func (i *Installer) Install(ctx context.Context, choice Choice, planned string, 
 		return err
 	}
 	if plan.Digest != planned {
-		return fmt.Errorf("disk %s has changed since it was shown: look at it again: %w", named(plan.Disk), errdefs.ErrAborted)
+		return changed(plan.Disk)
 	}
 	i.Log.Info("install", "disk", plan.Disk.ID(), "name", plan.Disk.Name)
-	if err := i.install(ctx, plan.Disk, progress); err != nil {
+	if err := i.install(ctx, plan, progress); err != nil {
 		return fmt.Errorf("install on disk %s: %w", named(plan.Disk), err)
 	}
-	i.mu.Lock()
-	i.done = plan.Disk.ID()
-	i.mu.Unlock()
 	i.Log.Info("installed", "disk", plan.Disk.ID())
-	i.dropSeed()
+	if err := i.dropSeed(); err != nil {
+		return fmt.Errorf("disk %s is installed and verified, but a seed may still be on the stick: remove file %q from its first partition, or the next capsule has the same identity: %w",
+			named(plan.Disk), disk.SeedFile, err)
+	}
 	return nil
 }
 
-func (i *Installer) install(ctx context.Context, target Candidate, progress func(Progress)) error {
+func changed(c Candidate) error {
+	return fmt.Errorf("disk %s has changed since it was shown: look at it again: %w", named(c), errdefs.ErrAborted)
+}
+
+func (i *Installer) install(ctx context.Context, plan Plan, progress func(Progress)) error {
+	target := plan.Disk
 	table, err := disk.NewTable(target.Sector, target.Bytes/uint64(target.Sector))
 	if err != nil {
 		return err
@@ -127,34 +101,53 @@ func (i *Installer) install(ctx context.Context, target Candidate, progress func
 		return fmt.Errorf("open the stick: %w", err)
 	}
 	defer system.Close()
-	to, err := openDevice(target.Path())
+	to, err := i.open(target.Path(), plan)
 	if err != nil {
 		return err
 	}
 	defer to.Close()
-	return i.Boot.WithESP(disk.ReadOnly, func(dir string) error {
+	var w *writer
+	if err := i.Boot.WithESP(disk.ReadOnly, func(dir string) error {
 		files, closeAll, err := espFiles(dir, i.Boot.Slot, root, who)
 		if err != nil {
 			return err
 		}
 		defer closeAll()
-		return write(ctx, to, table, Source{System: system, Root: root, Files: files}, progress)
-	})
+		w = newWriter(ctx, to, table, Source{System: system, Root: root, Files: files}, progress)
+		return w.fill()
+	}); err != nil {
+		return err
+	}
+	return i.finish(w, target.Device)
+}
+
+// open opens the disk of the plan for writing, and makes sure that it's this one, with
+// what was shown on it. While it's open nobody else can take it, nor can another disk
+// take its place.
+func (i *Installer) open(path string, plan Plan) (*device, error) {
+	to, err := openDevice(path)
+	if err != nil {
+		return nil, err
+	}
+	d, err := to.describe(i.Sysfs)
+	if err == nil {
+		contents, failed := disk.Contents(to, d.Sector, d.Bytes)
+		if c := i.candidate(d, contents, failed); c.Booted || digest(c) != plan.Digest {
+			err = changed(c)
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, to.Close())
+	}
+	return to, nil
 }
 
 // dropSeed takes the seed from the stick, which the new capsule has now: two of them
 // with one identity could not be told apart. It's all that is ever written there.
-func (i *Installer) dropSeed() {
-	seeded := false
-	err := i.Boot.WithESP(disk.ReadOnly, func(dir string) error {
-		_, err := os.Stat(filepath.Join(dir, disk.SeedFile))
-		seeded = err == nil
-		return nil
-	})
-	if err == nil && seeded {
-		err = i.Boot.WithESP(disk.Writable, func(dir string) error { return os.Remove(filepath.Join(dir, disk.SeedFile)) })
+func (i *Installer) dropSeed() error {
+	seeded, err := i.Boot.OnESP(disk.SeedFile)
+	if err != nil || !seeded {
+		return err
 	}
-	if err != nil {
-		i.Log.Error("remove the seed from the stick: use it for no other capsule", "error", err)
-	}
+	return i.Boot.WithESP(disk.Writable, func(dir string) error { return os.Remove(filepath.Join(dir, disk.SeedFile)) })
 }

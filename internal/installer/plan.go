@@ -9,9 +9,11 @@
 //
 // The last step is the partition table, and of it the first sector of the disk.
 // Before it, no firmware boots from there, and the next run takes the disk as empty.
+// That step isn't stopped; when it fails, it's undone.
 package installer
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -59,7 +61,7 @@ func NewPlan(disks []Candidate, choice Choice) (Plan, error) {
 	}
 	if len(target.Contents) > 0 && !choice.Erase {
 		return Plan{}, fmt.Errorf("disk %s holds %s: nothing is erased unless you say so with --disk %s --erase: %w",
-			named(target), holds(target), target.ID(), errdefs.ErrFailedPrecondition)
+			named(target), holds(target), cmp.Or(choice.Disk, target.ID()), errdefs.ErrFailedPrecondition)
 	}
 	return Plan{Disk: target, Digest: digest(target)}, nil
 }

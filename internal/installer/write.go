@@ -68,11 +68,14 @@ type extent struct {
 	sum [sha256.Size]byte
 }
 
-// write installs: all that matters is on the disk and read back before the partition
-// table makes it a disk that boots.
-func write(ctx context.Context, target Target, table *disk.Table, source Source, progress func(Progress)) error {
+func newWriter(ctx context.Context, target Target, table *disk.Table, source Source, progress func(Progress)) *writer {
 	w := &writer{ctx: ctx, target: target, table: table, source: source, progress: progress}
 	w.now.Total = 2 * (source.Root.DataBytes + slot.TreeBytes(source.Root.DataBytes) + w.espBytes() + 4*blankBytes)
+	return w
+}
+
+// fill brings all that matters to the disk and reads it back. The disk doesn't boot.
+func (w *writer) fill() error {
 	for _, step := range []struct {
 		name string
 		do   func() error
@@ -82,16 +85,41 @@ func write(ctx context.Context, target Target, table *disk.Table, source Source,
 		{"write the boot partition", w.esp},
 		{"prepare the data partition", w.perm},
 		{"verify", w.verify},
-		{"write the partition table", w.finish},
 	} {
-		w.now.Step = step.name
-		w.tell(0)
-		if err := step.do(); err != nil {
-			return fmt.Errorf("%s: %w", step.name, err)
+		if err := w.step(step.name, step.do); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+// errMayBoot says of a failed installation that its disk may be one that boots.
+var errMayBoot = errors.New("the disk may boot now, although the installation failed")
+
+// finish makes a disk that was filled one that boots, or leaves one that doesn't: it
+// isn't stopped half-way, and what fails is undone.
+func (w *writer) finish() error {
+	if err := w.ctx.Err(); err != nil {
+		return fmt.Errorf("stopped: %w", err)
+	}
+	w.ctx = context.WithoutCancel(w.ctx)
+	if err := w.step("write the partition table", w.tables); err != nil {
+		if undo := w.clear(); undo != nil {
+			return fmt.Errorf("%w; %w: %w", err, errMayBoot, undo)
+		}
+		return err
 	}
 	w.now.Done = w.now.Total
 	w.tell(0)
+	return nil
+}
+
+func (w *writer) step(name string, do func() error) error {
+	w.now.Step = name
+	w.tell(0)
+	if err := do(); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
 	return nil
 }
 
@@ -238,9 +266,9 @@ func (w *writer) verify() (err error) {
 	return nil
 }
 
-// finish makes the disk a capsule's: both copies of the table, then the sector that
+// tables makes the disk a capsule's: both copies of the table, then the sector that
 // leads to them.
-func (w *writer) finish() error {
+func (w *writer) tables() error {
 	if err := w.table.Write(w); err != nil {
 		return err
 	}

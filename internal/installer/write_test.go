@@ -55,9 +55,13 @@ func source(t *testing.T) Source {
 // A fakeDisk is a file that can lose power after so many writes, and lie.
 type fakeDisk struct {
 	*device
-	left   int // writes until the cut; negative: never
-	forget int // the write, counted from 0, that it doesn't keep; negative: none
+	left   int  // writes until the cut; negative: never
+	fails  int  // the write, counted from 0, that alone fails; negative: none
+	blind  bool // once something was verified, it reads no more
+	forget int  // the write, counted from 0, that it doesn't keep; negative: none
 	writes int
+
+	verified bool
 }
 
 var errCut = errors.New("power cut")
@@ -68,10 +72,21 @@ func (d *fakeDisk) WriteAt(p []byte, at int64) (int, error) {
 	}
 	d.left--
 	d.writes++
+	if d.writes-1 == d.fails {
+		return 0, errCut
+	}
 	if d.writes-1 == d.forget {
 		return len(p), nil
 	}
 	return d.device.WriteAt(p, at)
+}
+
+func (d *fakeDisk) Fresh() (Reader, error) {
+	if d.blind && d.verified {
+		return nil, errCut
+	}
+	d.verified = true
+	return d.device.Fresh()
 }
 
 // emptyDisk is a sparse file; used: with something everywhere where we write.
@@ -97,7 +112,16 @@ func emptyDisk(t *testing.T, size int64, used bool) *fakeDisk {
 			}
 		}
 	}
-	return &fakeDisk{device: &device{f}, left: -1, forget: -1}
+	return &fakeDisk{device: &device{f}, left: -1, fails: -1, forget: -1}
+}
+
+// write is an installation without what stands around it.
+func write(ctx context.Context, target Target, table *disk.Table, source Source, progress func(Progress)) error {
+	w := newWriter(ctx, target, table, source, progress)
+	if err := w.fill(); err != nil {
+		return err
+	}
+	return w.finish()
 }
 
 func newTable(t *testing.T, sector int, size int64) *disk.Table {

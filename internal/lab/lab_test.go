@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/diskfs/go-diskfs/backend/file"
@@ -50,6 +51,14 @@ func TestArguments(t *testing.T) {
 		if !slices.Contains(args, want) {
 			t.Errorf("no argument %q in %q", want, args)
 		}
+	}
+}
+
+// blklogwrites refuses what QEMU makes of several requests of one moment.
+func TestRecordArguments(t *testing.T) {
+	m := &Machine{Name: "a", Dir: t.TempDir(), Record: true}
+	if all := strings.Join(m.diskArguments(), " "); !strings.Contains(all, "virtio-blk-pci,drive=disk,") || !strings.Contains(all, ",request-merging=off") {
+		t.Errorf("a recorded disk merges requests: %s", all)
 	}
 }
 

@@ -24,6 +24,8 @@ func (m *Machine) startRecord(ctx context.Context) error {
 // recordArguments put QEMU's blklogwrites over the disk. Discards are logged
 // only when both nodes pass them on. The guest writes its zeros itself: one
 // request that writes zeros is two in the log, between which another could come.
+// Requests go one by one: out of those of one moment QEMU makes larger ones of up to
+// IOV_MAX (1024) pieces, blklogwrites adds two to each, and the guest sees an I/O error.
 // A later start goes on in the same log.
 func (m *Machine) recordArguments() []string {
 	resumed := "off"
@@ -35,7 +37,7 @@ func (m *Machine) recordArguments() []string {
 		"-blockdev", "driver=file,node-name=log-file,filename=" + quote(m.WriteLog()),
 		"-blockdev", fmt.Sprintf("driver=blklogwrites,node-name=%s,file=disk-file,log=log-file,log-sector-size=%d,log-append=%s,discard=unmap",
 			recordNode, sectorBytes, resumed),
-		"-device", "virtio-blk-pci,drive=" + recordNode + ",write-cache=on,write-zeroes=off,serial=capsule-lab,bootindex=0",
+		"-device", "virtio-blk-pci,drive=" + recordNode + ",write-cache=on,write-zeroes=off,request-merging=off,serial=capsule-lab,bootindex=0",
 	}
 }
 

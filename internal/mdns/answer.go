@@ -14,18 +14,34 @@ const (
 	flush   = 1 << 15
 )
 
-// isQuery tells a question from all else that comes to the group.
-func isQuery(m *dns.Msg) bool {
-	return !m.Response && m.Opcode == dns.OpcodeQuery && m.Rcode == dns.RcodeSuccess && len(m.Question) > 0
+// questionsMax of one packet are answered: more than fit in one of a usual size.
+const questionsMax = 128
+
+// readQuery reads a question, and tells it from all else that comes to the group.
+func readQuery(data []byte) (*dns.Msg, bool) {
+	var m dns.Msg
+	if err := m.Unpack(data); err != nil || m.Response || m.Opcode != dns.OpcodeQuery || m.Rcode != dns.RcodeSuccess || len(m.Question) == 0 {
+		return nil, false
+	}
+	m.Question = m.Question[:min(len(m.Question), questionsMax)]
+	for _, rr := range m.Answer {
+		rr.Header().Class &^= flush
+	}
+	return &m, true
 }
 
 // answers are those of the records that a query asks for, less what the asker
-// has said that it knows.
+// has said that it knows. Each record is looked for among those only once: packets
+// are large, and anybody may send one.
 func answers(records []dns.RR, query *dns.Msg) []dns.RR {
-	var list []dns.RR
+	var list, judged []dns.RR
 	for _, q := range query.Question {
 		for _, rr := range asked(records, q) {
-			if !slices.Contains(list, rr) && !known(query.Answer, rr) {
+			if slices.Contains(judged, rr) {
+				continue
+			}
+			judged = append(judged, rr)
+			if !known(query.Answer, rr) {
 				list = append(list, rr)
 			}
 		}
@@ -58,16 +74,8 @@ func asked(records []dns.RR, q dns.Question) []dns.RR {
 // known tells whether the asker has the record for at least half of its time yet.
 func known(list []dns.RR, rr dns.RR) bool {
 	return slices.ContainsFunc(list, func(k dns.RR) bool {
-		return k.Header().Ttl >= rr.Header().Ttl/2 && same(k, rr)
+		return k.Header().Ttl >= rr.Header().Ttl/2 && dns.IsDuplicate(k, rr)
 	})
-}
-
-// same compares two records but for their time.
-func same(a, b dns.RR) bool {
-	a, b = dns.Copy(a), dns.Copy(b)
-	a.Header().Class &^= flush
-	b.Header().Class &^= flush
-	return dns.IsDuplicate(a, b)
 }
 
 // besides are the records that whoever gets these answers asks for next: all of
@@ -138,7 +146,7 @@ func legacy(query *dns.Msg, answers, extra []dns.RR) *dns.Msg {
 func goodbyes(old, now []dns.RR) []dns.RR {
 	var list []dns.RR
 	for _, rr := range old {
-		if rr.Header().Rrtype == dns.TypeNSEC || slices.ContainsFunc(now, func(n dns.RR) bool { return same(n, rr) }) {
+		if rr.Header().Rrtype == dns.TypeNSEC || slices.ContainsFunc(now, func(n dns.RR) bool { return dns.IsDuplicate(n, rr) }) {
 			continue
 		}
 		rr = dns.Copy(rr)

@@ -1,11 +1,15 @@
 package mdns
 
 import (
+	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 	"github.com/miekg/dns"
 )
@@ -71,8 +75,9 @@ func TestAnswers(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := q.Unpack(data); err != nil {
-				t.Fatal(err)
+			q, ok := readQuery(data)
+			if !ok {
+				t.Fatal("no question")
 			}
 			got := answers(c.records, q)
 			if kinds(got) != c.answers || kinds(besides(c.records, got)) != c.extra {
@@ -234,6 +239,31 @@ func TestLearn(t *testing.T) {
 	}
 }
 
+// Who names a capsule that has namesakes is told where each of them is.
+func TestNamesakes(t *testing.T) {
+	at := func(digit, address string) Found {
+		return Found{testService("home", digit), []netip.Addr{netip.MustParseAddr(address)}}
+	}
+	three := []Found{at("c", "192.168.1.30"), at("a", "192.168.1.10"), at("b", "fe80::1%eth0")}
+	_, err := only("home", three)
+	if want := `3 capsules answer to "home", at 192.168.1.10:50000, 192.168.1.30:50000, [fe80::1%eth0]:50000: name the right one by its address`; !errdefs.IsFailedPrecondition(err) || !strings.HasPrefix(err.Error(), want) {
+		t.Errorf("%v", err)
+	}
+	var many []Found
+	for i := range 20 {
+		many = append(many, at(fmt.Sprintf("%02d", i), fmt.Sprintf("192.168.1.%d", 10+i)))
+	}
+	if _, err := only("home", many); err == nil || !strings.Contains(err.Error(), "192.168.1.17:50000, and others") {
+		t.Errorf("%v", err)
+	}
+	if f, err := only("home", three[:1]); err != nil || f.ID != three[0].ID {
+		t.Errorf("%v, %v", f, err)
+	}
+	if _, err := only("home", nil); !errdefs.IsNotFound(err) {
+		t.Errorf("%v", err)
+	}
+}
+
 func FuzzRead(f *testing.F) {
 	all := records(testService("capsule-a3f2", "a3f2"), testLink("192.168.1.20/24"))
 	data, err := response(all[1:2], besides(all, all[1:2])).Pack()
@@ -248,4 +278,62 @@ func FuzzRead(f *testing.F) {
 			}
 		}
 	})
+}
+
+// However a packet is filled, the work for it is that of reading it.
+func TestAnswersToFullPackets(t *testing.T) {
+	s := testService("capsule-a3f2", "a3f2")
+	l := testLink("192.168.1.20/24")
+	for i := range 15 {
+		l.Addresses = append(l.Addresses, netip.MustParsePrefix(fmt.Sprintf("2001:db8::%x/64", i+1)))
+	}
+	all := records(s, l)
+	ask := func(name string, kind uint16) dns.Question {
+		return dns.Question{Name: name, Qtype: kind, Qclass: dns.ClassINET}
+	}
+	for name, fill := range map[string]func(q *dns.Msg, i int){
+		"one question": func(q *dns.Msg, _ int) { q.Question = append(q.Question, ask(s.host(), dns.TypeAAAA)) },
+		"all types":    func(q *dns.Msg, i int) { q.Question = append(q.Question, ask(s.host(), uint16(i))) },
+		"known": func(q *dns.Msg, _ int) {
+			q.Question = []dns.Question{ask(s.host(), dns.TypeANY)}
+			q.Answer = append(q.Answer, all[len(all)-2])
+		},
+		"known by others": func(q *dns.Msg, _ int) {
+			q.Question = []dns.Question{ask(s.host(), dns.TypeANY)}
+			q.Answer = append(q.Answer, &dns.AAAA{Hdr: dns.RR_Header{Name: s.host(), Rrtype: dns.TypeAAAA, Class: dns.ClassINET | flush, Ttl: hostTTL}, AAAA: net.ParseIP("2001:db8::ffff")})
+		},
+		"both": func(q *dns.Msg, i int) {
+			q.Question = append(q.Question, ask(s.host(), dns.TypeANY))
+			q.Answer = append(q.Answer, all[len(all)-2])
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var q dns.Msg
+			q.Compress = true
+			data := []byte{}
+			for i := 1; ; i += 10 {
+				for j := range 10 {
+					fill(&q, i+j)
+				}
+				next, err := q.Pack()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if len(next) > packetMax {
+					break
+				}
+				data = next
+			}
+			query, ok := readQuery(data)
+			if !ok || len(query.Question) > questionsMax {
+				t.Fatalf("%d questions, %v", len(query.Question), ok)
+			}
+			begun := time.Now()
+			got := testing.AllocsPerRun(1, func() { answers(all, query) })
+			t.Logf("%d questions, %d known: %v allocations, twice in %v", len(query.Question), len(query.Answer), got, time.Since(begun))
+			if got > 1000 {
+				t.Errorf("%v allocations", got)
+			}
+		})
+	}
 }

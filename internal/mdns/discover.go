@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -24,6 +25,7 @@ const (
 	failuresMax = 100 // of one socket
 	askAgain    = 250 * time.Millisecond
 	namesakes   = time.Second // to wait for another capsule of the name that was found
+	shownMax    = 8           // addresses of namesakes
 )
 
 // Found is a capsule that has answered.
@@ -35,10 +37,19 @@ type Found struct {
 
 // Host is where its API is reached, "192.168.1.20:50000".
 func (f Found) Host() string {
-	if len(f.Addresses) == 0 {
-		return ""
+	if hosts := f.Hosts(); len(hosts) > 0 {
+		return hosts[0]
 	}
-	return net.JoinHostPort(f.Addresses[0].String(), strconv.Itoa(int(f.Port)))
+	return ""
+}
+
+// Hosts are all places where its API may be reached, the best first.
+func (f Found) Hosts() []string {
+	var hosts []string
+	for _, a := range f.Addresses {
+		hosts = append(hosts, net.JoinHostPort(a.String(), strconv.Itoa(int(f.Port))))
+	}
+	return hosts
 }
 
 // Discover asks on all networks of this machine until ctx ends, and tells each
@@ -94,8 +105,8 @@ func Discover(ctx context.Context, tell func(Found)) error {
 	}
 }
 
-// Find gives the capsule of a name or an id, and waits for it until ctx ends. Two
-// that have the name are an error that shows both.
+// Find gives the capsule of a name or an id, and waits for it until ctx ends. Several
+// that have the name are an error that shows where they all are.
 func Find(ctx context.Context, name string) (Found, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -112,19 +123,30 @@ func Find(ctx context.Context, name string) (Found, error) {
 	if err != nil {
 		return Found{}, err
 	}
-	var list []Found
-	for _, f := range all {
-		list = append(list, f)
-	}
-	switch len(list) {
+	return only(name, slices.Collect(maps.Values(all)))
+}
+
+// only is the one capsule that was found.
+func only(name string, all []Found) (Found, error) {
+	switch len(all) {
 	case 0:
 		return Found{}, fmt.Errorf("no capsule %q answers on this network: %w", name, errdefs.ErrNotFound)
 	case 1:
-		return list[0], nil
+		return all[0], nil
 	}
-	slices.SortFunc(list, func(a, b Found) int { return strings.Compare(a.Host(), b.Host()) })
-	return Found{}, fmt.Errorf("%d capsules answer to %q, at %s and %s: name the right one by its address: %w",
-		len(list), name, list[0].Host(), list[1].Host(), errdefs.ErrFailedPrecondition)
+	var hosts []string
+	for _, f := range all {
+		if host := f.Host(); host != "" && !slices.Contains(hosts, host) {
+			hosts = append(hosts, host)
+		}
+	}
+	slices.Sort(hosts)
+	more := ""
+	if len(hosts) > shownMax {
+		hosts, more = hosts[:shownMax], ", and others"
+	}
+	return Found{}, fmt.Errorf("%d capsules answer to %q, at %s%s: name the right one by its address: %w",
+		len(all), name, strings.Join(hosts, ", "), more, errdefs.ErrFailedPrecondition)
 }
 
 // identity tells capsules apart: whoever pretends to be another one without its

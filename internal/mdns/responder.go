@@ -250,16 +250,16 @@ func (s *speaker) heard(p packet, now time.Time) {
 	if l == nil || !l.near(p.from.Addr()) {
 		return
 	}
-	var query dns.Msg
-	if err := query.Unpack(p.data); err != nil || !isQuery(&query) {
+	query, ok := readQuery(p.data)
+	if !ok {
 		return
 	}
-	list := answers(l.records, &query)
+	list := answers(l.records, query)
 	switch {
 	case len(list) == 0:
 	case p.from.Port() != port:
-		s.tell(l, p.from, legacy(&query, list, besides(l.records, list)))
-	case alone(&query):
+		s.tell(l, p.from, legacy(query, list, besides(l.records, list)))
+	case alone(query):
 		s.tell(l, p.from, response(list, besides(l.records, list)))
 	default:
 		l.ask(list, now)

@@ -1,17 +1,16 @@
 package microvm
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"capsule/internal/await"
+	"capsule/internal/process"
 )
 
 // identity tells a process from a later one of the same number.
@@ -29,17 +28,7 @@ type proc struct {
 
 // identify reads who has a number now.
 func identify(pid int) (identity, error) {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return identity{}, err
-	}
-	// The name may hold anything, even a ")": fields are counted after the last.
-	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
-	const startField = 22 - 3
-	if len(fields) <= startField {
-		return identity{}, fmt.Errorf("process %d: no start time", pid)
-	}
-	start, err := strconv.ParseUint(string(fields[startField]), 10, 64)
+	start, err := process.Started(pid)
 	return identity{pid, start}, err
 }
 

@@ -39,24 +39,34 @@ func (m *machine) openPerm(ctx context.Context) (created bool, err error) {
 	if err != nil {
 		return false, m.fail(err)
 	}
-	switch content {
-	case lvm.Unknown:
-		return false, m.fail(errors.New("PERM has neither our data nor our mark of a new disk, and is too large to prove that it's blank"))
-	case lvm.New, lvm.Blank:
-		if err := m.createPerm(ctx, content); err != nil {
-			return false, m.fail(fmt.Errorf("initialise PERM: %w", err))
-		}
-		created = true
-	case lvm.Used:
-		m.mendGroup()
-		if err := lvm.ActivatePerm(ctx); err != nil {
-			return false, m.fail(fmt.Errorf("open PERM: %w", err))
-		}
+	if created, err = m.preparePerm(ctx, content); err != nil {
+		return false, m.fail(err)
 	}
 	if err := ext4.Check(ctx, lvm.PermDevice); err != nil {
 		return false, m.fail(err)
 	}
 	return created, m.mountPerm(created)
+}
+
+// preparePerm makes PermDevice appear.
+func (m *machine) preparePerm(ctx context.Context, content lvm.Content) (created bool, err error) {
+	switch content {
+	case lvm.Unknown:
+		return false, errors.New("PERM has neither our data nor our mark of a new disk, and is too large to prove that it's blank")
+	case lvm.New, lvm.Blank:
+		if !m.medium.creates() {
+			return false, errUnsure
+		}
+		if err := m.createPerm(ctx, content); err != nil {
+			return false, fmt.Errorf("initialise PERM: %w", err)
+		}
+		return true, nil
+	}
+	m.mendGroup()
+	if err := lvm.ActivatePerm(ctx); err != nil {
+		return false, fmt.Errorf("open PERM: %w", err)
+	}
+	return false, nil
 }
 
 // mendGroup repairs what a power cut can leave of the volume group's metadata.

@@ -49,6 +49,7 @@ type machine struct {
 	modules *kmod.Set
 	boot    disk.Boot
 	reason  string // why /perm isn't there: recovery mode, or the installer; empty in normal mode
+	medium  medium // that we run from
 	// installer: we run from a stick, with nothing but memory to write to.
 	installer bool
 	kids      family

@@ -1,7 +1,6 @@
 package process
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -48,12 +47,6 @@ func KillFamily(ctx context.Context, proc string, leader int) error {
 	}
 }
 
-// stat is what of /proc/PID/stat tells families.
-type stat struct {
-	state           byte
-	parent, session int
-}
-
 // family lists those that live, and notes all in found: a child of one that was
 // killed has another parent by then, but was found before.
 func family(proc string, leader int, found map[int]bool) (alive []int, err error) {
@@ -96,25 +89,9 @@ func stats(proc string) (map[int]stat, error) {
 		if err != nil {
 			continue
 		}
-		if s, ok := parseStat(line); ok {
+		if s, err := parseStat(line); err == nil {
 			all[pid] = s
 		}
 	}
 	return all, nil
-}
-
-// parseStat reads "PID (NAME) STATE PARENT GROUP SESSION …"; a name may hold
-// anything.
-func parseStat(line []byte) (s stat, ok bool) {
-	i := bytes.LastIndexByte(line, ')')
-	if i < 0 {
-		return s, false
-	}
-	words := bytes.Fields(line[i+1:])
-	if len(words) < 4 || len(words[0]) != 1 {
-		return s, false
-	}
-	parent, errParent := strconv.Atoi(string(words[1]))
-	session, errSession := strconv.Atoi(string(words[3]))
-	return stat{words[0][0], parent, session}, errParent == nil && errSession == nil
 }

@@ -13,18 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestParseStat(t *testing.T) {
-	for line, want := range map[string]stat{
-		"12 (sh) S 1 12 12 0": {'S', 1, 12}, "12 (a) b) c) Z 3 4 5 0": {'Z', 3, 5},
-		"": {}, "12 (sh": {}, "12 (sh) S 1": {}, "12 (sh) S x 1 2": {},
-	} {
-		got, ok := parseStat([]byte(line))
-		if ok != (want != stat{}) || ok && got != want {
-			t.Errorf("%q: %v, %v", line, got, ok)
-		}
-	}
-}
-
 // A family goes with all that it started, whatever session that is in; others stay.
 func TestKillFamily(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

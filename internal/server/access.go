@@ -15,14 +15,24 @@ import (
 	capsulev1 "capsule/api/capsule/v1"
 	"capsule/internal/claim"
 	"capsule/internal/identity"
+	"capsule/internal/quota"
 )
 
 // access is who may enter.
 type access struct {
 	capsulev1.UnimplementedAccessServiceServer
 	Options
+	door     *door
 	refusals *refusals
+	renewals *quota.Quota // by operator
 }
+
+// Renewals of one operator: so many at once, for answers that got lost, then one
+// after each of these. Each is a change of the list, on /perm and on the ESP.
+const (
+	renewalsBurst = 3
+	renewalEvery  = time.Minute
+)
 
 // Claim is the one method that needs no certificate: its proof is bound to the
 // connection, so whoever relays it has nothing.
@@ -37,9 +47,10 @@ func (s *access) Claim(ctx context.Context, req *capsulev1.ClaimRequest) (*capsu
 	}
 	cert, proof, err := s.Identity.Claim(export, req.GetCsr(), req.GetProof())
 	if err != nil {
-		s.refusals.log(s.Log, "claim refused", "from", from, "reason", err)
+		s.refusals.log(s.Log, byClaimer, "claim refused", "from", from, "reason", err)
 		return nil, err
 	}
+	s.door.claimed()
 	about(ctx, "operator/"+cert.Subject.CommonName)
 	s.Log.Info("claimed", "operator", cert.Subject.CommonName, "key", identity.KeyFingerprint(cert), "from", from)
 	return &capsulev1.ClaimResponse{Ca: s.Identity.CA().Raw, Certificate: cert.Raw, Proof: proof, Name: s.Machine.Info().GetName()}, nil
@@ -75,7 +86,7 @@ func (s *access) GrantOperator(ctx context.Context, req *capsulev1.GrantOperator
 		}
 		ttl = d.AsDuration()
 	}
-	cert, err := s.Identity.Grant(caller.Subject.CommonName, req.GetName(), req.GetRole(), r, ttl)
+	cert, err := s.Identity.Grant(caller, req.GetName(), req.GetRole(), r, ttl)
 	if err != nil {
 		return nil, err
 	}
@@ -89,7 +100,7 @@ func (s *access) RevokeOperator(ctx context.Context, req *capsulev1.RevokeOperat
 	if err != nil {
 		return nil, err
 	}
-	removed, err := s.Identity.Revoke(req.GetName(), req.GetKeyFingerprint())
+	removed, err := s.Identity.Revoke(caller, req.GetName(), req.GetKeyFingerprint())
 	if err != nil {
 		return nil, err
 	}
@@ -109,6 +120,9 @@ func (s *access) RenewCertificate(ctx context.Context, req *capsulev1.RenewCerti
 	r, err := identity.ParseRequest(req.GetCsr())
 	if err != nil {
 		return nil, err
+	}
+	if name := caller.Subject.CommonName; !s.renewals.Allow(name) {
+		return nil, fmt.Errorf("certificates of %q were just renewed, which is done once in %v: wait that long: %w", name, renewalEvery, errdefs.ErrResourceExhausted)
 	}
 	cert, err := s.Identity.Renew(caller, r)
 	if err != nil {

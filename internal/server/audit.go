@@ -35,7 +35,7 @@ const goesOnAfter = 10 * time.Second
 
 // changes tells whether a method may change something.
 func (a *auditor) changes(method string) bool {
-	return a.roles[method] > capsulev1.Role_ROLE_READER || method == capsulev1.AccessService_RenewCertificate_FullMethodName
+	return changes(a.roles[method]) || method == capsulev1.AccessService_Claim_FullMethodName || method == capsulev1.AccessService_RenewCertificate_FullMethodName
 }
 
 func (a *auditor) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
@@ -44,6 +44,7 @@ func (a *auditor) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo
 	}
 	e := a.begin(ctx, info.FullMethod)
 	e.about(objectOf(info.FullMethod, req))
+	e.idle = func(code codes.Code) bool { return isDryRun(req) || idle[code] }
 	resp, err := handler(context.WithValue(ctx, entryKey{}, e), req)
 	e.end(err)
 	return resp, err
@@ -54,7 +55,7 @@ func (a *auditor) stream(srv any, s grpc.ServerStream, info *grpc.StreamServerIn
 		return handler(srv, s)
 	}
 	e := a.begin(s.Context(), info.FullMethod)
-	err := handler(srv, &auditedStream{ServerStream: s, entry: e})
+	err := handler(srv, &auditedStream{ServerStream: s, ctx: context.WithValue(s.Context(), entryKey{}, e), entry: e})
 	e.end(err)
 	return err
 }
@@ -62,18 +63,17 @@ func (a *auditor) stream(srv any, s grpc.ServerStream, info *grpc.StreamServerIn
 // auditedStream tells the record what its first message is about.
 type auditedStream struct {
 	grpc.ServerStream
+	ctx   context.Context //nolint:containedctx // grpc's own form
 	entry *entry
 	once  sync.Once
 }
 
-// RecvMsg is only asked for by a method that the gate has let somebody into.
+func (s *auditedStream) Context() context.Context { return s.ctx }
+
 func (s *auditedStream) RecvMsg(m any) error {
 	err := s.ServerStream.RecvMsg(m)
 	if err == nil {
-		s.once.Do(func() {
-			s.entry.about(objectOf("/"+s.entry.record.Method, m))
-			s.entry.letIn()
-		})
+		s.once.Do(func() { s.entry.about(objectOf("/"+s.entry.record.Method, m)) })
 	}
 	return err
 }
@@ -84,11 +84,12 @@ type entry struct {
 	changes bool
 	nobody  bool // may be called by whoever connects
 	begun   time.Time
+	idle    func(codes.Code) bool // tells whether it changed nothing; nil for a stream
 	late    *time.Timer
 
 	mu     sync.Mutex
 	record audit.Record
-	in     bool // the gate has let it in, as far as is known
+	in     bool // the gate has let it in
 	ended  bool
 }
 
@@ -98,6 +99,13 @@ type entryKey struct{}
 func about(ctx context.Context, object string) {
 	if e, ok := ctx.Value(entryKey{}).(*entry); ok {
 		e.about(object)
+	}
+}
+
+// letIn tells the audit log that the gate lets a call in.
+func letIn(ctx context.Context) {
+	if e, ok := ctx.Value(entryKey{}).(*entry); ok {
+		e.letIn()
 	}
 }
 
@@ -163,19 +171,40 @@ func (e *entry) end(err error) {
 	case e.nobody && s.Code() == codes.InvalidArgument:
 		// Asked for nothing: a claim begins so, to learn of its connection.
 	case e.refused(s.Code()):
-		e.auditor.log.Refused(r)
+		e.auditor.log.Refused(r, e.by())
+	case e.changes && e.idle != nil && e.idle(s.Code()):
+		e.auditor.log.Tried(r)
 	case e.changes:
 		e.auditor.log.Changed(r)
 	}
 }
 
-// refused tells whether the caller was not let in: neither by the gate, nor by a
-// method that judges who calls it.
+// refused tells whether the caller was not let in: by the gate, or by the method
+// that asks for its own proof. A call that was let in, and cut when its operator was
+// revoked, may have changed something.
 func (e *entry) refused(code codes.Code) bool {
 	if e.nobody {
 		return code != codes.OK
 	}
 	return !e.in && (code == codes.PermissionDenied || code == codes.Unauthenticated)
+}
+
+// by is whose quota of refusals it counts against. Claims have one of their own.
+func (e *entry) by() string {
+	switch {
+	case e.record.Key != "":
+		return e.record.Operator
+	case e.nobody:
+		return byClaimer
+	}
+	return byStranger
+}
+
+// idle are the ends of a call that was found wanting before it did anything. Those
+// of a stream tell nothing: it may have been told to do more after it did something.
+var idle = map[codes.Code]bool{
+	codes.InvalidArgument: true, codes.NotFound: true, codes.AlreadyExists: true, codes.FailedPrecondition: true,
+	codes.ResourceExhausted: true, codes.OutOfRange: true, codes.Unimplemented: true,
 }
 
 // nouns are what a service's "name" is the name of.
@@ -201,13 +230,23 @@ func objectOf(method string, req any) string {
 	}
 	service, _, _ := strings.Cut(strings.TrimPrefix(method, "/"), "/")
 	object := objectNamed(nouns[strings.TrimPrefix(service, "capsule.v1.")], m.ProtoReflect())
-	if dry := m.ProtoReflect().Descriptor().Fields().ByName("dry_run"); dry != nil && m.ProtoReflect().Get(dry).Bool() {
+	if isDryRun(req) {
 		object = strings.TrimSpace(object + dryRun)
 	}
 	return object
 }
 
 const dryRun = " (dry run)"
+
+// isDryRun tells whether a request asks for nothing to be changed.
+func isDryRun(req any) bool {
+	m, ok := req.(proto.Message)
+	if !ok {
+		return false
+	}
+	dry := m.ProtoReflect().Descriptor().Fields().ByName("dry_run")
+	return dry != nil && m.ProtoReflect().Get(dry).Bool()
+}
 
 func appliedObjects(req *capsulev1.ApplyRequest) string {
 	var list []string
@@ -262,7 +301,7 @@ func objectNamed(noun string, m protoreflect.Message) string {
 	return ""
 }
 
-var errNoAudit = fmt.Errorf("this capsule keeps no audit log as it came up, see \"capsulectl capsule info\" for why: %w", errdefs.ErrFailedPrecondition)
+var errNoAudit = fmt.Errorf("this capsule keeps no audit log since it was started, \"capsulectl capsule logs\" says why: %w", errdefs.ErrFailedPrecondition)
 
 // Audit gives the records that are kept.
 func (s *capsule) Audit(req *capsulev1.AuditRequest, out capsulev1.CapsuleService_AuditServer) error {

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -181,6 +182,56 @@ func TestAuditOfAccess(t *testing.T) {
 	}
 }
 
+// Nobody pushes what was changed out of the log: neither a reader, by the one change
+// that it may make, nor an operator by calls that come to nothing. What did change
+// something has its record whatever came before, and all calls are counted.
+func TestAuditIsNotFlooded(t *testing.T) {
+	l, err := audit.Open(t.TempDir(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	g := newGuarded(t, capsulev1.Role_ROLE_OPERATOR, func(o *Options) { o.Audit = l })
+	ctx, as, objects := limit(t), capsulev1.NewAccessServiceClient(g.conn), capsulev1.NewObjectServiceClient(g.conn)
+	const times = 300
+	made := 0
+	name := func() string { made++; return fmt.Sprint("y", made) }
+	before := len(recorded(t, l))
+	for what, try := range map[string]func(){
+		"garbage": func() { _, _ = as.RenewCertificate(ctx, &capsulev1.RenewCertificateRequest{Csr: []byte("x")}) },
+		"renewal": func() {
+			_, _ = as.RenewCertificate(ctx, &capsulev1.RenewCertificateRequest{Csr: newClaimer(t, "x").csr})
+		},
+		"dry run": func() {
+			_, _ = objects.Apply(ctx, &capsulev1.ApplyRequest{Objects: []*capsulev1.Object{testContainer("x")}, DryRun: true})
+		},
+		"no such": func() { _, _ = objects.Delete(ctx, &capsulev1.DeleteRequest{Kind: "Container", Name: "x"}) },
+		"a change": func() {
+			_, _ = objects.Apply(ctx, &capsulev1.ApplyRequest{Objects: []*capsulev1.Object{testContainer(name())}})
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			for range times {
+				try()
+			}
+		})
+	}
+	records, calls, applied := recorded(t, l), 0, 0
+	for _, r := range records[before:] {
+		calls += 1 + r.Lost
+		if strings.HasPrefix(r.Object, "container/y") && r.Code == "OK" {
+			applied++
+		}
+	}
+	if applied != times || len(records) > times+150 {
+		t.Errorf("%d records, %d of %d changes", len(records), applied, times)
+	}
+	_, _ = objects.Apply(ctx, &capsulev1.ApplyRequest{Objects: []*capsulev1.Object{testContainer(name())}})
+	if records = recorded(t, l); calls+1+records[len(records)-1].Lost != 5*times+1 {
+		t.Errorf("%d calls are told of, want %d", calls+1+records[len(records)-1].Lost, 5*times+1)
+	}
+}
+
 func testContainer(name string) *capsulev1.Object {
 	return &capsulev1.Object{
 		Meta: &capsulev1.Meta{Kind: "Container", Name: name},
@@ -257,14 +308,54 @@ func TestAuditOfALongCall(t *testing.T) {
 	}
 }
 
+// In recovery an admin reads what was done before, and what is done and refused now
+// stands beside it.
 func TestAuditInRecovery(t *testing.T) {
-	b := newBox(t, nil)
+	earlier := t.TempDir()
+	before, err := audit.Open(earlier, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	before.Changed(audit.Record{Time: time.Now(), Operator: "anna", Method: "ObjectService/Apply", Code: "OK"})
+	if err := before.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l, err := audit.OpenBeside(earlier, t.TempDir(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	b, ctx := newBox(t, func(o *Options) { o.Audit = l }), limit(t)
 	b.machine.reason = "the disk is broken"
+	if _, err := capsulev1.NewObjectServiceClient(b.dial(t, capsulev1.Role_ROLE_READER)).Delete(ctx, &capsulev1.DeleteRequest{}); err == nil {
+		t.Error("a reader deletes")
+	}
+	admin := capsulev1.NewCapsuleServiceClient(b.dial(t, capsulev1.Role_ROLE_ADMIN))
+	if _, err := admin.RestartService(ctx, &capsulev1.RestartServiceRequest{Service: "containerd"}); err != nil {
+		t.Fatal(err)
+	}
+	stream, err := admin.Audit(ctx, &capsulev1.AuditRequest{Tail: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"ObjectService/Apply OK", "ObjectService/Delete PermissionDenied", "CapsuleService/RestartService OK"} {
+		r, err := stream.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := r.GetMethod() + " " + r.GetCode(); got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
+	}
+}
+
+func TestWithoutAudit(t *testing.T) {
+	b := newBox(t, nil)
 	stream, err := capsulev1.NewCapsuleServiceClient(b.dial(t, capsulev1.Role_ROLE_ADMIN)).Audit(limit(t), &capsulev1.AuditRequest{})
 	if err == nil {
 		_, err = stream.Recv()
 	}
-	if err == nil || !strings.Contains(err.Error(), "keeps no audit log as it came up") {
+	if err == nil || !strings.Contains(err.Error(), "keeps no audit log") {
 		t.Errorf("without a log: %v", err)
 	}
 }

@@ -2,10 +2,12 @@ package server
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
@@ -24,8 +26,8 @@ type gate struct {
 	mode  func() (capsulev1.Mode, string)
 	roles map[string]capsulev1.Role // by full method name; set before serving
 	id    *identity.Identity
-	// strangers are refused more often than a log can bear.
-	strangers *refusals
+	// refusals are more than a log can bear.
+	refusals *refusals
 	// version is in the header of each answer, also of a refusal.
 	version metadata.MD
 }
@@ -58,6 +60,12 @@ func methodRoles(services map[string]grpc.ServiceInfo) (map[string]capsulev1.Rol
 	return roles, nil
 }
 
+// changes tells whether the methods of a role may change something. Nobody's is the
+// claim, which asks for its own proof and tells of itself.
+func changes(needs capsulev1.Role) bool {
+	return needs > capsulev1.Role_ROLE_READER && needs != capsulev1.Role_ROLE_NOBODY
+}
+
 // answered is the key of the call's own context, which ends once its answer is
 // given to the connection.
 type answered struct{}
@@ -80,24 +88,66 @@ func (g *gate) stream(srv any, s grpc.ServerStream, info *grpc.StreamServerInfo,
 		return err
 	}
 	return g.pass(s.Context(), info.FullMethod, func(ctx context.Context) error {
-		return handler(srv, &cutStream{ServerStream: s, ctx: ctx})
+		return handler(srv, &cutStream{ServerStream: s, ctx: ctx, owing: owing[info.FullMethod]})
 	})
 }
 
-// cutStream has a context that also ends when its operator is revoked.
+// stallMax is how long the capsule waits for the next message of a caller that owes
+// some. One that is there and sends nothing would hold what others wait for.
+const stallMax = 5 * time.Minute
+
+// owing are the streams whose callers owe all that is waited for. A shell may be
+// silent for days; a push of an update is waited for by itself.
+var owing = map[string]bool{
+	capsulev1.ImageService_Push_FullMethodName:      true,
+	capsulev1.VolumeService_Import_FullMethodName:   true,
+	capsulev1.WorkloadService_CopyTo_FullMethodName: true,
+}
+
+// cutStream ends with its context, which also ends when its operator is revoked:
+// nothing more is sent or taken then, and nobody waits.
 type cutStream struct {
 	grpc.ServerStream
-	ctx context.Context //nolint:containedctx // grpc's own form
+	ctx   context.Context //nolint:containedctx // grpc's own form
+	owing bool
+	over  error // nothing is received any more
 }
 
 func (s *cutStream) Context() context.Context { return s.ctx }
 
-// RecvMsg takes nothing more from somebody who was revoked while it waited.
-func (s *cutStream) RecvMsg(m any) error {
-	if err := s.ServerStream.RecvMsg(m); err != nil {
-		return err
+func (s *cutStream) SendMsg(m any) error {
+	if s.ctx.Err() != nil {
+		return context.Cause(s.ctx)
 	}
-	return context.Cause(s.ctx)
+	return s.ServerStream.SendMsg(m)
+}
+
+// RecvMsg leaves a message that does not come to the end of the stream, which is the
+// handler's end: two must not wait for one at once.
+func (s *cutStream) RecvMsg(m any) error {
+	if s.over != nil {
+		return s.over
+	}
+	var stalled <-chan time.Time
+	if s.owing {
+		timer := time.NewTimer(stallMax)
+		defer timer.Stop()
+		stalled = timer.C
+	}
+	got := make(chan error, 1)
+	go func() { got <- s.ServerStream.RecvMsg(m) }()
+	select {
+	case err := <-got:
+		if err != nil {
+			return err
+		}
+		return context.Cause(s.ctx)
+	case <-s.ctx.Done():
+		s.over = context.Cause(s.ctx)
+	case <-stalled:
+		s.over = fmt.Errorf("the call was broken off: its caller sent nothing for %v: %w", stallMax, errdefs.ErrAborted)
+	}
+	return s.over
 }
 
 // pass lets a call through, or not, and answers with a code. A panic is that
@@ -120,10 +170,10 @@ func (g *gate) pass(ctx context.Context, method string, call func(context.Contex
 		g.refuse(ctx, method, who, err)
 		return err
 	}
-	if g.roles[method] > capsulev1.Role_ROLE_READER {
+	if changes(g.roles[method]) {
 		g.log.Info("call", "method", method, "operator", who)
 	}
-	return g.whileAllowed(ctx, call)
+	return g.whileAllowed(ctx, method, call)
 }
 
 // nobody is who has no certificate.
@@ -132,20 +182,20 @@ const nobody = "nobody"
 // refuse logs who was denied what, and why.
 func (g *gate) refuse(ctx context.Context, method, who string, err error) {
 	from, _, _ := connection(ctx)
-	args := []any{"method", method, "operator", who, "from", from, "error", err}
+	by := who
 	if who == nobody {
-		g.strangers.log(g.log, "call refused", args...)
-		return
+		by = byStranger
 	}
-	g.log.Warn("call refused", args...)
+	g.refusals.log(g.log, by, "call refused", "method", method, "operator", who, "from", from, "error", err)
 }
 
 var errRevoked = fmt.Errorf("the key of this call was revoked: %w", errdefs.ErrUnauthenticated)
 
 // whileAllowed ends a call under way when its operator is revoked.
-func (g *gate) whileAllowed(ctx context.Context, call func(context.Context) error) error {
+func (g *gate) whileAllowed(ctx context.Context, method string, call func(context.Context) error) error {
 	cert, err := certificate(ctx)
 	if err != nil { // nobody's
+		letIn(ctx)
 		return call(ctx)
 	}
 	ctx, cut := context.WithCancelCause(ctx)
@@ -153,14 +203,24 @@ func (g *gate) whileAllowed(ctx context.Context, call func(context.Context) erro
 	release := g.id.WhenRevoked(cert, func() { cut(errRevoked) })
 	defer release()
 	// Revoked between the check and now.
-	if _, err := g.id.Admit(cert); err != nil {
+	if _, err := g.admit(method, cert); err != nil {
 		return err
 	}
+	letIn(ctx)
 	err = call(ctx)
 	if err != nil && errors.Is(context.Cause(ctx), errRevoked) {
 		return errRevoked
 	}
 	return err
+}
+
+// admit tells the role that a method is called with. Renewing is open to an admin
+// whose certificate has expired, and nothing else is.
+func (g *gate) admit(method string, cert *x509.Certificate) (capsulev1.Role, error) {
+	if method == capsulev1.AccessService_RenewCertificate_FullMethodName {
+		return g.id.AdmitToRenew(cert)
+	}
+	return g.id.Admit(cert)
 }
 
 func (g *gate) authorise(ctx context.Context, method string) (who string, err error) {
@@ -169,7 +229,7 @@ func (g *gate) authorise(ctx context.Context, method string) (who string, err er
 	cert, err := certificate(ctx)
 	if err == nil {
 		who = cert.Subject.CommonName
-		has, err = g.id.Admit(cert)
+		has, err = g.admit(method, cert)
 	}
 	switch {
 	case !known:

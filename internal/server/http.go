@@ -150,7 +150,11 @@ func (w *webSide) admit(state tls.ConnectionState, authorization string) (who st
 }
 
 func (w *webSide) refuse(req *http.Request, who string, state tls.ConnectionState, err error) {
-	w.refusals.log(w.Log, "call refused", "method", "GET "+metricsPath, "operator", who, "from", req.RemoteAddr, "error", err)
+	by := who
+	if len(state.PeerCertificates) == 0 {
+		by = byStranger
+	}
+	w.refusals.log(w.Log, by, "call refused", "method", "GET "+metricsPath, "operator", who, "from", req.RemoteAddr, "error", err)
 	if w.Audit == nil {
 		return
 	}
@@ -158,5 +162,5 @@ func (w *webSide) refuse(req *http.Request, who string, state tls.ConnectionStat
 	if len(state.PeerCertificates) > 0 {
 		r.Key = identity.KeyFingerprint(state.PeerCertificates[0])
 	}
-	w.Audit.Refused(r)
+	w.Audit.Refused(r, by)
 }

@@ -170,7 +170,7 @@ func TestExamplesNameRealMetrics(t *testing.T) {
 			t.Errorf("%s is told by nobody", name)
 		}
 	}
-	dashboard, err := os.ReadFile("../../examples/grafana-dashboard.json")
+	dashboard, err := os.ReadFile("../../examples/metrics/grafana-dashboard.json")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -196,7 +196,7 @@ func TestExamplesNameRealMetrics(t *testing.T) {
 	if len(shown) < 20 {
 		t.Errorf("the dashboard shows only %v", slices.Sorted(maps.Keys(shown)))
 	}
-	config, err := os.ReadFile("../../examples/prometheus.yml")
+	config, err := os.ReadFile("../../examples/metrics/prometheus.yml")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -39,7 +39,7 @@ func suits(method string, needs capsulev1.Role, mode capsulev1.Mode, reason stri
 		return fmt.Errorf("this machine was started from a stick and only installs: run \"capsulectl install\", and pull the stick: %w", errdefs.ErrFailedPrecondition)
 	case of(capsulev1.InstallService_ServiceDesc.ServiceName):
 		return fmt.Errorf("this capsule runs from its own disk: a machine that is started from a stick can be installed: %w", errdefs.ErrFailedPrecondition)
-	case mode == capsulev1.Mode_MODE_RECOVERY && needs > capsulev1.Role_ROLE_READER && !recoverable[method]:
+	case mode == capsulev1.Mode_MODE_RECOVERY && changes(needs) && !recoverable[method]:
 		return fmt.Errorf("the capsule is in recovery mode and changes nothing (%s); \"capsulectl capsule update rollback\" goes back to the system before: %w", reason, errdefs.ErrFailedPrecondition)
 	}
 	return nil

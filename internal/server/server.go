@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/reflection"
@@ -24,6 +23,7 @@ import (
 	"capsule/internal/image"
 	"capsule/internal/logs"
 	"capsule/internal/network"
+	"capsule/internal/quota"
 	"capsule/internal/store"
 	"capsule/internal/token"
 	"capsule/internal/version"
@@ -33,7 +33,8 @@ import (
 const (
 	messageMax       = 4 << 20 // bytes of one message in
 	answerMax        = 64 << 20
-	streamsMax       = 128 // at once, of one connection
+	headersMax       = 16 << 10 // bytes of a call's headers
+	streamsMax       = 128      // at once, of one connection
 	handshakeLimit   = 30 * time.Second
 	callLimit        = 5 * time.Minute // of a call that is no stream
 	keepaliveIdle    = 30 * time.Second
@@ -87,8 +88,8 @@ func New(o Options) (*grpc.Server, error) {
 	if o.TLS == nil || o.Identity == nil || o.Machine == nil {
 		return nil, errors.New("server needs TLS, an identity and the machine")
 	}
-	strangers := newRefusals()
-	g := &gate{log: o.Log, mode: o.Machine.Mode, id: o.Identity, strangers: strangers, version: metadata.Pairs(version.Header, o.Version)}
+	refused := newRefusals()
+	g := &gate{log: o.Log, mode: o.Machine.Mode, id: o.Identity, refusals: refused, version: metadata.Pairs(version.Header, o.Version)}
 	var book *token.Book
 	if o.Store != nil {
 		var err error
@@ -96,14 +97,15 @@ func New(o Options) (*grpc.Server, error) {
 			o.Log.Error("no tokens are let in", "error", err)
 		}
 	}
-	w := &webSide{Options: o, tokens: book, id: o.Identity, metrics: newMetrics(o), refusals: strangers}
 	recorder := &auditor{log: o.Audit}
+	entrance := newDoor(o, refused, &webSide{Options: o, tokens: book, id: o.Identity, metrics: newMetrics(o), refusals: refused})
 	s := grpc.NewServer(
-		grpc.Creds(&loggedTLS{TransportCredentials: credentials.NewTLS(forHTTP(o.TLS, book)), log: o.Log, refusals: strangers, web: w}),
+		grpc.Creds(entrance),
 		grpc.ChainUnaryInterceptor(recorder.unary, g.unary),
 		grpc.ChainStreamInterceptor(recorder.stream, g.stream),
 		grpc.MaxRecvMsgSize(messageMax),
 		grpc.MaxSendMsgSize(answerMax),
+		grpc.MaxHeaderListSize(headersMax),
 		grpc.MaxConcurrentStreams(streamsMax),
 		grpc.ConnectionTimeout(handshakeLimit),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveIdle, Timeout: keepaliveAnswer}),
@@ -121,7 +123,7 @@ func New(o Options) (*grpc.Server, error) {
 	capsulev1.RegisterEventServiceServer(s, &events{Options: o})
 	capsulev1.RegisterStatsServiceServer(s, &stats{Options: o})
 	capsulev1.RegisterTokenServiceServer(s, &tokens{book: book})
-	capsulev1.RegisterAccessServiceServer(s, &access{Options: o, refusals: strangers})
+	capsulev1.RegisterAccessServiceServer(s, &access{Options: o, door: entrance, refusals: refused, renewals: quota.New(renewalEvery, renewalsBurst)})
 	reflection.Register(s)
 	roles, err := methodRoles(s.GetServiceInfo())
 	if err != nil {

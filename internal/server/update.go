@@ -28,9 +28,8 @@ type Updates interface {
 
 // Limits of a push.
 const (
-	updateDataMax   = 1 << 20         // bytes of the bundle in one message
-	updateRangesMax = 4096            // in one message that asks for them
-	updateStallMax  = 5 * time.Minute // between two messages of a caller that owes some
+	updateDataMax   = 1 << 20 // bytes of the bundle in one message
+	updateRangesMax = 4096    // in one message that asks for them
 )
 
 type updates struct {
@@ -39,7 +38,7 @@ type updates struct {
 	stallMax time.Duration
 }
 
-func newUpdates(o Options) *updates { return &updates{Options: o, stallMax: updateStallMax} }
+func newUpdates(o Options) *updates { return &updates{Options: o, stallMax: stallMax} }
 
 func (s *updates) Confirm(ctx context.Context, _ *capsulev1.UpdateServiceConfirmRequest) (*capsulev1.UpdateServiceConfirmResponse, error) {
 	return s.Updates.Confirm(ctx)

@@ -190,15 +190,16 @@ func (s *volumes) Import(stream capsulev1.VolumeService_ImportServer) error {
 	if err != nil {
 		return err
 	}
+	target, err := importTarget(stream)
+	if err != nil {
+		return err
+	}
+	// Not before: who sends nothing holds no place.
 	done, err := s.archive()
 	if err != nil {
 		return err
 	}
 	defer done()
-	target, err := importTarget(stream)
-	if err != nil {
-		return err
-	}
 	in := &upload{stream: stream}
 	in.next = in.part
 	obj, files, err := m.Import(stream.Context(), target, in, in.finish)

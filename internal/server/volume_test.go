@@ -598,21 +598,30 @@ func TestArchivesAreBounded(t *testing.T) {
 	client := capsulev1.NewVolumeServiceClient(b.dial(t, capsulev1.Role_ROLE_OPERATOR))
 	ctx, cancel := context.WithCancel(limit(t))
 	defer cancel()
-	var last capsulev1.VolumeService_ImportClient
-	for range archivesMax {
+	begin := func() capsulev1.VolumeService_ImportClient {
 		stream, err := client.Import(ctx)
-		if err != nil {
+		if err == nil {
+			err = stream.Send(&capsulev1.ImportRequest{Part: &capsulev1.ImportRequest_Target{Target: &capsulev1.ImportTarget{Name: "lazy"}}})
+		}
+		if err != nil && !errors.Is(err, io.EOF) {
 			t.Fatal(err)
 		}
-		last = stream
+		return stream
+	}
+	// Who sends nothing holds no place.
+	for range archivesMax + 1 {
+		if _, err := client.Import(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var last capsulev1.VolumeService_ImportClient
+	for range archivesMax {
+		last = begin()
 	}
 	// Places are taken as calls arrive; one too many is refused at once.
 	var refused error
 	for refused == nil {
-		stream, err := client.Import(ctx)
-		if err != nil {
-			t.Fatal(err)
-		}
+		stream := begin()
 		got := make(chan error, 1)
 		go func() { _, err := stream.CloseAndRecv(); got <- err }()
 		if err := <-got; status.Code(err) == codes.Unavailable {

@@ -337,6 +337,7 @@ func (l *Loop) halted(ctx context.Context, obj *v1.Object, m *memory, d decision
 	if err != nil || status == nil {
 		return err
 	}
+	m.freed.Store(false) // what was freed before says nothing of why it ended
 	status = heldUp(status, d.Status.Message, false, time.Now())
 	if obj.GetWorkload().GetSpec().GetRestart() == restartNever {
 		status.Phase, status.NextStartAt = v1.Phase_PHASE_EXITED, nil

@@ -239,21 +239,11 @@ func upMachine(ts *testscript.TestScript, name string, flags []string) {
 // since its last start by this script.
 func console(ts *testscript.TestScript, _ bool, args []string) {
 	need(ts, args, 3, "console NAME DURATION REGEXP")
-	m, err := lab.Attach("", args[0])
-	ts.Check(err)
 	limit, err := time.ParseDuration(args[1])
 	ts.Check(err)
 	want, err := regexp.Compile(args[2])
 	ts.Check(err)
-	begin, _ := boots.LoadOrStore(args[0], int64(0))
-	for deadline := time.Now().Add(limit); time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {
-		log, err := os.ReadFile(m.ConsoleLog())
-		ts.Check(err)
-		if want.Match(log[begin.(int64):]) {
-			return
-		}
-	}
-	ts.Fatalf("console of %s never showed %q:\n%s", args[0], args[2], consoleTail(args[0]))
+	onConsole(ts, args[0], limit, want)
 }
 
 func need(ts *testscript.TestScript, args []string, n int, usage string) {

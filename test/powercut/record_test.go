@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"testing"
 	"time"
 
@@ -201,11 +202,21 @@ func (r *recording) saveContext(c contexts.Context) error {
 	return store.Put(c)
 }
 
-// stop ends QEMU; its log is whole then.
+// failedIO is what the kernel says of a request that the disk did not do.
+var failedIO = regexp.MustCompile(`I/O error, dev .*`)
+
+// stop ends QEMU; its log is whole then, unless a request failed.
 func (r *recording) stop() {
 	r.t.Helper()
 	if err := r.machine.Shutdown(r.ctx); err != nil {
 		r.t.Fatal(err)
+	}
+	console, err := os.ReadFile(r.machine.ConsoleLog())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if line := failedIO.Find(console); line != nil {
+		r.t.Fatalf("the disk failed while it was recorded: %s", line)
 	}
 }
 
