@@ -156,6 +156,14 @@ var file_capsule_v1_options_proto_extTypes = []protoimpl.ExtensionInfo{
 		Tag:           "varint,50002,opt,name=format,enum=capsule.v1.Format",
 		Filename:      "capsule/v1/options.proto",
 	},
+	{
+		ExtendedType:  (*descriptorpb.FieldOptions)(nil),
+		ExtensionType: (*Role)(nil),
+		Field:         50003,
+		Name:          "capsule.v1.kind_role",
+		Tag:           "varint,50003,opt,name=kind_role,enum=capsule.v1.Role",
+		Filename:      "capsule/v1/options.proto",
+	},
 }
 
 // Extension fields to descriptorpb.MethodOptions.
@@ -172,6 +180,11 @@ var (
 	//
 	// optional capsule.v1.Format format = 50002;
 	E_Format = &file_capsule_v1_options_proto_extTypes[1]
+	// The least role that may apply and delete objects of a kind, where it is more
+	// than the method's; stands beside the kind in Object.
+	//
+	// optional capsule.v1.Role kind_role = 50003;
+	E_KindRole = &file_capsule_v1_options_proto_extTypes[2]
 )
 
 var File_capsule_v1_options_proto protoreflect.FileDescriptor
@@ -192,7 +205,8 @@ const file_capsule_v1_options_proto_rawDesc = "" +
 	"\vFORMAT_SIZE\x10\x01\x12\x0f\n" +
 	"\vFORMAT_CPUS\x10\x02:F\n" +
 	"\x04role\x12\x1e.google.protobuf.MethodOptions\x18ц\x03 \x01(\x0e2\x10.capsule.v1.RoleR\x04role:K\n" +
-	"\x06format\x12\x1d.google.protobuf.FieldOptions\x18҆\x03 \x01(\x0e2\x12.capsule.v1.FormatR\x06formatB\"Z capsule/api/capsule/v1;capsulev1b\x06proto3"
+	"\x06format\x12\x1d.google.protobuf.FieldOptions\x18҆\x03 \x01(\x0e2\x12.capsule.v1.FormatR\x06format:N\n" +
+	"\tkind_role\x12\x1d.google.protobuf.FieldOptions\x18ӆ\x03 \x01(\x0e2\x10.capsule.v1.RoleR\bkindRoleB\"Z capsule/api/capsule/v1;capsulev1b\x06proto3"
 
 var (
 	file_capsule_v1_options_proto_rawDescOnce sync.Once
@@ -216,12 +230,14 @@ var file_capsule_v1_options_proto_goTypes = []any{
 var file_capsule_v1_options_proto_depIdxs = []int32{
 	2, // 0: capsule.v1.role:extendee -> google.protobuf.MethodOptions
 	3, // 1: capsule.v1.format:extendee -> google.protobuf.FieldOptions
-	0, // 2: capsule.v1.role:type_name -> capsule.v1.Role
-	1, // 3: capsule.v1.format:type_name -> capsule.v1.Format
-	4, // [4:4] is the sub-list for method output_type
-	4, // [4:4] is the sub-list for method input_type
-	2, // [2:4] is the sub-list for extension type_name
-	0, // [0:2] is the sub-list for extension extendee
+	3, // 2: capsule.v1.kind_role:extendee -> google.protobuf.FieldOptions
+	0, // 3: capsule.v1.role:type_name -> capsule.v1.Role
+	1, // 4: capsule.v1.format:type_name -> capsule.v1.Format
+	0, // 5: capsule.v1.kind_role:type_name -> capsule.v1.Role
+	6, // [6:6] is the sub-list for method output_type
+	6, // [6:6] is the sub-list for method input_type
+	3, // [3:6] is the sub-list for extension type_name
+	0, // [0:3] is the sub-list for extension extendee
 	0, // [0:0] is the sub-list for field type_name
 }
 
@@ -237,7 +253,7 @@ func file_capsule_v1_options_proto_init() {
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_capsule_v1_options_proto_rawDesc), len(file_capsule_v1_options_proto_rawDesc)),
 			NumEnums:      2,
 			NumMessages:   0,
-			NumExtensions: 2,
+			NumExtensions: 3,
 			NumServices:   0,
 		},
 		GoTypes:           file_capsule_v1_options_proto_goTypes,
