@@ -783,7 +783,12 @@ type Resources struct {
 	// Thousandths of a processor.
 	Cpus int64 `protobuf:"varint,2,opt,name=cpus,proto3" json:"cpus,omitempty"`
 	// Processes and threads; default 4096.
-	Pids          int64 `protobuf:"varint,3,opt,name=pids,proto3" json:"pids,omitempty"`
+	Pids int64 `protobuf:"varint,3,opt,name=pids,proto3" json:"pids,omitempty"`
+	// Traffic with the capsule's disks, its volumes included.
+	Io *IO `protobuf:"bytes,4,opt,name=io,proto3" json:"io,omitempty"`
+	// Bytes that it may keep outside of its mounts; by default 10 GiB, and at most
+	// a quarter of /perm.
+	Disk          int64 `protobuf:"varint,5,opt,name=disk,proto3" json:"disk,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -839,6 +844,93 @@ func (x *Resources) GetPids() int64 {
 	return 0
 }
 
+func (x *Resources) GetIo() *IO {
+	if x != nil {
+		return x.Io
+	}
+	return nil
+}
+
+func (x *Resources) GetDisk() int64 {
+	if x != nil {
+		return x.Disk
+	}
+	return 0
+}
+
+// IO limits traffic with disks; zero means no limit.
+type IO struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Bytes read in a second.
+	Read int64 `protobuf:"varint,1,opt,name=read,proto3" json:"read,omitempty"`
+	// Bytes written in a second.
+	Write int64 `protobuf:"varint,2,opt,name=write,proto3" json:"write,omitempty"`
+	// Requests to read in a second.
+	ReadOperations int64 `protobuf:"varint,3,opt,name=read_operations,json=readOperations,proto3" json:"read_operations,omitempty"`
+	// Requests to write in a second.
+	WriteOperations int64 `protobuf:"varint,4,opt,name=write_operations,json=writeOperations,proto3" json:"write_operations,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *IO) Reset() {
+	*x = IO{}
+	mi := &file_capsule_v1_workload_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IO) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IO) ProtoMessage() {}
+
+func (x *IO) ProtoReflect() protoreflect.Message {
+	mi := &file_capsule_v1_workload_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IO.ProtoReflect.Descriptor instead.
+func (*IO) Descriptor() ([]byte, []int) {
+	return file_capsule_v1_workload_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *IO) GetRead() int64 {
+	if x != nil {
+		return x.Read
+	}
+	return 0
+}
+
+func (x *IO) GetWrite() int64 {
+	if x != nil {
+		return x.Write
+	}
+	return 0
+}
+
+func (x *IO) GetReadOperations() int64 {
+	if x != nil {
+		return x.ReadOperations
+	}
+	return 0
+}
+
+func (x *IO) GetWriteOperations() int64 {
+	if x != nil {
+		return x.WriteOperations
+	}
+	return 0
+}
+
 // Intent is what operators asked of a workload beside its spec.
 type Intent struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -850,7 +942,7 @@ type Intent struct {
 
 func (x *Intent) Reset() {
 	*x = Intent{}
-	mi := &file_capsule_v1_workload_proto_msgTypes[7]
+	mi := &file_capsule_v1_workload_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -862,7 +954,7 @@ func (x *Intent) String() string {
 func (*Intent) ProtoMessage() {}
 
 func (x *Intent) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_v1_workload_proto_msgTypes[7]
+	mi := &file_capsule_v1_workload_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -875,7 +967,7 @@ func (x *Intent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Intent.ProtoReflect.Descriptor instead.
 func (*Intent) Descriptor() ([]byte, []int) {
-	return file_capsule_v1_workload_proto_rawDescGZIP(), []int{7}
+	return file_capsule_v1_workload_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Intent) GetStopped() bool {
@@ -900,7 +992,7 @@ type Workload struct {
 
 func (x *Workload) Reset() {
 	*x = Workload{}
-	mi := &file_capsule_v1_workload_proto_msgTypes[8]
+	mi := &file_capsule_v1_workload_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -912,7 +1004,7 @@ func (x *Workload) String() string {
 func (*Workload) ProtoMessage() {}
 
 func (x *Workload) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_v1_workload_proto_msgTypes[8]
+	mi := &file_capsule_v1_workload_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -925,7 +1017,7 @@ func (x *Workload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Workload.ProtoReflect.Descriptor instead.
 func (*Workload) Descriptor() ([]byte, []int) {
-	return file_capsule_v1_workload_proto_rawDescGZIP(), []int{8}
+	return file_capsule_v1_workload_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Workload) GetSpec() *WorkloadSpec {
@@ -993,7 +1085,7 @@ type WorkloadStatus struct {
 
 func (x *WorkloadStatus) Reset() {
 	*x = WorkloadStatus{}
-	mi := &file_capsule_v1_workload_proto_msgTypes[9]
+	mi := &file_capsule_v1_workload_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1005,7 +1097,7 @@ func (x *WorkloadStatus) String() string {
 func (*WorkloadStatus) ProtoMessage() {}
 
 func (x *WorkloadStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_v1_workload_proto_msgTypes[9]
+	mi := &file_capsule_v1_workload_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1018,7 +1110,7 @@ func (x *WorkloadStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkloadStatus.ProtoReflect.Descriptor instead.
 func (*WorkloadStatus) Descriptor() ([]byte, []int) {
-	return file_capsule_v1_workload_proto_rawDescGZIP(), []int{9}
+	return file_capsule_v1_workload_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *WorkloadStatus) GetGeneration() uint64 {
@@ -1205,11 +1297,18 @@ const file_capsule_v1_workload_proto_rawDesc = "" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x16\n" +
 	"\x06scheme\x18\x03 \x01(\tR\x06scheme\"\x1e\n" +
 	"\bTCPCheck\x12\x12\n" +
-	"\x04port\x18\x01 \x01(\rR\x04port\"W\n" +
+	"\x04port\x18\x01 \x01(\rR\x04port\"\x91\x01\n" +
 	"\tResources\x12\x1c\n" +
 	"\x06memory\x18\x01 \x01(\x03B\x04\x90\xb5\x18\x01R\x06memory\x12\x18\n" +
 	"\x04cpus\x18\x02 \x01(\x03B\x04\x90\xb5\x18\x02R\x04cpus\x12\x12\n" +
-	"\x04pids\x18\x03 \x01(\x03R\x04pids\"\"\n" +
+	"\x04pids\x18\x03 \x01(\x03R\x04pids\x12\x1e\n" +
+	"\x02io\x18\x04 \x01(\v2\x0e.capsule.v1.IOR\x02io\x12\x18\n" +
+	"\x04disk\x18\x05 \x01(\x03B\x04\x90\xb5\x18\x01R\x04disk\"\x8e\x01\n" +
+	"\x02IO\x12\x18\n" +
+	"\x04read\x18\x01 \x01(\x03B\x04\x90\xb5\x18\x01R\x04read\x12\x1a\n" +
+	"\x05write\x18\x02 \x01(\x03B\x04\x90\xb5\x18\x01R\x05write\x12'\n" +
+	"\x0fread_operations\x18\x03 \x01(\x03R\x0ereadOperations\x12)\n" +
+	"\x10write_operations\x18\x04 \x01(\x03R\x0fwriteOperations\"\"\n" +
 	"\x06Intent\x12\x18\n" +
 	"\astopped\x18\x01 \x01(\bR\astopped\"\x98\x01\n" +
 	"\bWorkload\x12,\n" +
@@ -1271,7 +1370,7 @@ func file_capsule_v1_workload_proto_rawDescGZIP() []byte {
 }
 
 var file_capsule_v1_workload_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_capsule_v1_workload_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_capsule_v1_workload_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_capsule_v1_workload_proto_goTypes = []any{
 	(HealthState)(0),              // 0: capsule.v1.HealthState
 	(Phase)(0),                    // 1: capsule.v1.Phase
@@ -1282,39 +1381,41 @@ var file_capsule_v1_workload_proto_goTypes = []any{
 	(*HTTPCheck)(nil),             // 6: capsule.v1.HTTPCheck
 	(*TCPCheck)(nil),              // 7: capsule.v1.TCPCheck
 	(*Resources)(nil),             // 8: capsule.v1.Resources
-	(*Intent)(nil),                // 9: capsule.v1.Intent
-	(*Workload)(nil),              // 10: capsule.v1.Workload
-	(*WorkloadStatus)(nil),        // 11: capsule.v1.WorkloadStatus
-	nil,                           // 12: capsule.v1.WorkloadSpec.EnvEntry
-	(*durationpb.Duration)(nil),   // 13: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
+	(*IO)(nil),                    // 9: capsule.v1.IO
+	(*Intent)(nil),                // 10: capsule.v1.Intent
+	(*Workload)(nil),              // 11: capsule.v1.Workload
+	(*WorkloadStatus)(nil),        // 12: capsule.v1.WorkloadStatus
+	nil,                           // 13: capsule.v1.WorkloadSpec.EnvEntry
+	(*durationpb.Duration)(nil),   // 14: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
 }
 var file_capsule_v1_workload_proto_depIdxs = []int32{
-	12, // 0: capsule.v1.WorkloadSpec.env:type_name -> capsule.v1.WorkloadSpec.EnvEntry
+	13, // 0: capsule.v1.WorkloadSpec.env:type_name -> capsule.v1.WorkloadSpec.EnvEntry
 	3,  // 1: capsule.v1.WorkloadSpec.ports:type_name -> capsule.v1.Port
 	4,  // 2: capsule.v1.WorkloadSpec.mounts:type_name -> capsule.v1.Mount
 	8,  // 3: capsule.v1.WorkloadSpec.resources:type_name -> capsule.v1.Resources
-	13, // 4: capsule.v1.WorkloadSpec.stop_grace:type_name -> google.protobuf.Duration
+	14, // 4: capsule.v1.WorkloadSpec.stop_grace:type_name -> google.protobuf.Duration
 	5,  // 5: capsule.v1.WorkloadSpec.health:type_name -> capsule.v1.Health
 	6,  // 6: capsule.v1.Health.http:type_name -> capsule.v1.HTTPCheck
 	7,  // 7: capsule.v1.Health.tcp:type_name -> capsule.v1.TCPCheck
-	13, // 8: capsule.v1.Health.interval:type_name -> google.protobuf.Duration
-	13, // 9: capsule.v1.Health.timeout:type_name -> google.protobuf.Duration
-	13, // 10: capsule.v1.Health.start_period:type_name -> google.protobuf.Duration
-	13, // 11: capsule.v1.Health.start_interval:type_name -> google.protobuf.Duration
-	2,  // 12: capsule.v1.Workload.spec:type_name -> capsule.v1.WorkloadSpec
-	9,  // 13: capsule.v1.Workload.intent:type_name -> capsule.v1.Intent
-	11, // 14: capsule.v1.Workload.status:type_name -> capsule.v1.WorkloadStatus
-	1,  // 15: capsule.v1.WorkloadStatus.phase:type_name -> capsule.v1.Phase
-	14, // 16: capsule.v1.WorkloadStatus.started_at:type_name -> google.protobuf.Timestamp
-	14, // 17: capsule.v1.WorkloadStatus.finished_at:type_name -> google.protobuf.Timestamp
-	14, // 18: capsule.v1.WorkloadStatus.next_start_at:type_name -> google.protobuf.Timestamp
-	0,  // 19: capsule.v1.WorkloadStatus.health:type_name -> capsule.v1.HealthState
-	20, // [20:20] is the sub-list for method output_type
-	20, // [20:20] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	14, // 8: capsule.v1.Health.interval:type_name -> google.protobuf.Duration
+	14, // 9: capsule.v1.Health.timeout:type_name -> google.protobuf.Duration
+	14, // 10: capsule.v1.Health.start_period:type_name -> google.protobuf.Duration
+	14, // 11: capsule.v1.Health.start_interval:type_name -> google.protobuf.Duration
+	9,  // 12: capsule.v1.Resources.io:type_name -> capsule.v1.IO
+	2,  // 13: capsule.v1.Workload.spec:type_name -> capsule.v1.WorkloadSpec
+	10, // 14: capsule.v1.Workload.intent:type_name -> capsule.v1.Intent
+	12, // 15: capsule.v1.Workload.status:type_name -> capsule.v1.WorkloadStatus
+	1,  // 16: capsule.v1.WorkloadStatus.phase:type_name -> capsule.v1.Phase
+	15, // 17: capsule.v1.WorkloadStatus.started_at:type_name -> google.protobuf.Timestamp
+	15, // 18: capsule.v1.WorkloadStatus.finished_at:type_name -> google.protobuf.Timestamp
+	15, // 19: capsule.v1.WorkloadStatus.next_start_at:type_name -> google.protobuf.Timestamp
+	0,  // 20: capsule.v1.WorkloadStatus.health:type_name -> capsule.v1.HealthState
+	21, // [21:21] is the sub-list for method output_type
+	21, // [21:21] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_capsule_v1_workload_proto_init() }
@@ -1324,14 +1425,14 @@ func file_capsule_v1_workload_proto_init() {
 	}
 	file_capsule_v1_options_proto_init()
 	file_capsule_v1_workload_proto_msgTypes[2].OneofWrappers = []any{}
-	file_capsule_v1_workload_proto_msgTypes[9].OneofWrappers = []any{}
+	file_capsule_v1_workload_proto_msgTypes[10].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_capsule_v1_workload_proto_rawDesc), len(file_capsule_v1_workload_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   11,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
