@@ -78,7 +78,7 @@ func (Outcome) EnumDescriptor() ([]byte, []int) {
 // Meta is what every object has.
 type Meta struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// "Container", "MicroVM", "Volume" or "Capsule".
+	// "Container", "MicroVM", "Volume", "Secret" or "Capsule".
 	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
 	// Lower-case letters, digits and "-", at most 40; unique among workloads
 	// of both kinds.
@@ -176,6 +176,7 @@ type Object struct {
 	//
 	//	*Object_Workload
 	//	*Object_Volume
+	//	*Object_Secret
 	//	*Object_Capsule
 	Kind          isObject_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
@@ -244,6 +245,15 @@ func (x *Object) GetVolume() *Volume {
 	return nil
 }
 
+func (x *Object) GetSecret() *Secret {
+	if x != nil {
+		if x, ok := x.Kind.(*Object_Secret); ok {
+			return x.Secret
+		}
+	}
+	return nil
+}
+
 func (x *Object) GetCapsule() *Capsule {
 	if x != nil {
 		if x, ok := x.Kind.(*Object_Capsule); ok {
@@ -265,6 +275,10 @@ type Object_Volume struct {
 	Volume *Volume `protobuf:"bytes,3,opt,name=volume,proto3,oneof"`
 }
 
+type Object_Secret struct {
+	Secret *Secret `protobuf:"bytes,4,opt,name=secret,proto3,oneof"`
+}
+
 type Object_Capsule struct {
 	Capsule *Capsule `protobuf:"bytes,5,opt,name=capsule,proto3,oneof"`
 }
@@ -272,6 +286,8 @@ type Object_Capsule struct {
 func (*Object_Workload) isObject_Kind() {}
 
 func (*Object_Volume) isObject_Kind() {}
+
+func (*Object_Secret) isObject_Kind() {}
 
 func (*Object_Capsule) isObject_Kind() {}
 
@@ -839,7 +855,7 @@ var File_capsule_v1_object_proto protoreflect.FileDescriptor
 const file_capsule_v1_object_proto_rawDesc = "" +
 	"\n" +
 	"\x17capsule/v1/object.proto\x12\n" +
-	"capsule.v1\x1a\x1fcapsule/v1/capsule_object.proto\x1a\x18capsule/v1/options.proto\x1a\x1ecapsule/v1/volume_object.proto\x1a\x19capsule/v1/workload.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd6\x01\n" +
+	"capsule.v1\x1a\x1fcapsule/v1/capsule_object.proto\x1a\x18capsule/v1/options.proto\x1a\x1ecapsule/v1/secret_object.proto\x1a\x1ecapsule/v1/volume_object.proto\x1a\x19capsule/v1/workload.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd6\x01\n" +
 	"\x04Meta\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1e\n" +
@@ -850,11 +866,12 @@ const file_capsule_v1_object_proto_rawDesc = "" +
 	"created_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x10\n" +
 	"\x03uid\x18\x05 \x01(\tR\x03uid\x129\n" +
 	"\n" +
-	"deleted_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tdeletedAt\"\xcf\x01\n" +
+	"deleted_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tdeletedAt\"\xfd\x01\n" +
 	"\x06Object\x12$\n" +
 	"\x04meta\x18\x01 \x01(\v2\x10.capsule.v1.MetaR\x04meta\x122\n" +
 	"\bworkload\x18\x02 \x01(\v2\x14.capsule.v1.WorkloadH\x00R\bworkload\x12,\n" +
-	"\x06volume\x18\x03 \x01(\v2\x12.capsule.v1.VolumeH\x00R\x06volume\x125\n" +
+	"\x06volume\x18\x03 \x01(\v2\x12.capsule.v1.VolumeH\x00R\x06volume\x12,\n" +
+	"\x06secret\x18\x04 \x01(\v2\x12.capsule.v1.SecretH\x00R\x06secret\x125\n" +
 	"\acapsule\x18\x05 \x01(\v2\x13.capsule.v1.CapsuleB\x04\x98\xb5\x18\x03H\x00R\acapsuleB\x06\n" +
 	"\x04kind\"U\n" +
 	"\fApplyRequest\x12,\n" +
@@ -932,7 +949,8 @@ var file_capsule_v1_object_proto_goTypes = []any{
 	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
 	(*Workload)(nil),              // 15: capsule.v1.Workload
 	(*Volume)(nil),                // 16: capsule.v1.Volume
-	(*Capsule)(nil),               // 17: capsule.v1.Capsule
+	(*Secret)(nil),                // 17: capsule.v1.Secret
+	(*Capsule)(nil),               // 18: capsule.v1.Capsule
 }
 var file_capsule_v1_object_proto_depIdxs = []int32{
 	14, // 0: capsule.v1.Meta.created_at:type_name -> google.protobuf.Timestamp
@@ -940,29 +958,30 @@ var file_capsule_v1_object_proto_depIdxs = []int32{
 	1,  // 2: capsule.v1.Object.meta:type_name -> capsule.v1.Meta
 	15, // 3: capsule.v1.Object.workload:type_name -> capsule.v1.Workload
 	16, // 4: capsule.v1.Object.volume:type_name -> capsule.v1.Volume
-	17, // 5: capsule.v1.Object.capsule:type_name -> capsule.v1.Capsule
-	2,  // 6: capsule.v1.ApplyRequest.objects:type_name -> capsule.v1.Object
-	2,  // 7: capsule.v1.ApplyResult.object:type_name -> capsule.v1.Object
-	0,  // 8: capsule.v1.ApplyResult.outcome:type_name -> capsule.v1.Outcome
-	4,  // 9: capsule.v1.ApplyResponse.results:type_name -> capsule.v1.ApplyResult
-	2,  // 10: capsule.v1.GetResponse.object:type_name -> capsule.v1.Object
-	2,  // 11: capsule.v1.ListResponse.objects:type_name -> capsule.v1.Object
-	2,  // 12: capsule.v1.WatchResponse.object:type_name -> capsule.v1.Object
-	3,  // 13: capsule.v1.ObjectService.Apply:input_type -> capsule.v1.ApplyRequest
-	6,  // 14: capsule.v1.ObjectService.Get:input_type -> capsule.v1.GetRequest
-	8,  // 15: capsule.v1.ObjectService.List:input_type -> capsule.v1.ListRequest
-	10, // 16: capsule.v1.ObjectService.Delete:input_type -> capsule.v1.DeleteRequest
-	12, // 17: capsule.v1.ObjectService.Watch:input_type -> capsule.v1.WatchRequest
-	5,  // 18: capsule.v1.ObjectService.Apply:output_type -> capsule.v1.ApplyResponse
-	7,  // 19: capsule.v1.ObjectService.Get:output_type -> capsule.v1.GetResponse
-	9,  // 20: capsule.v1.ObjectService.List:output_type -> capsule.v1.ListResponse
-	11, // 21: capsule.v1.ObjectService.Delete:output_type -> capsule.v1.DeleteResponse
-	13, // 22: capsule.v1.ObjectService.Watch:output_type -> capsule.v1.WatchResponse
-	18, // [18:23] is the sub-list for method output_type
-	13, // [13:18] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	17, // 5: capsule.v1.Object.secret:type_name -> capsule.v1.Secret
+	18, // 6: capsule.v1.Object.capsule:type_name -> capsule.v1.Capsule
+	2,  // 7: capsule.v1.ApplyRequest.objects:type_name -> capsule.v1.Object
+	2,  // 8: capsule.v1.ApplyResult.object:type_name -> capsule.v1.Object
+	0,  // 9: capsule.v1.ApplyResult.outcome:type_name -> capsule.v1.Outcome
+	4,  // 10: capsule.v1.ApplyResponse.results:type_name -> capsule.v1.ApplyResult
+	2,  // 11: capsule.v1.GetResponse.object:type_name -> capsule.v1.Object
+	2,  // 12: capsule.v1.ListResponse.objects:type_name -> capsule.v1.Object
+	2,  // 13: capsule.v1.WatchResponse.object:type_name -> capsule.v1.Object
+	3,  // 14: capsule.v1.ObjectService.Apply:input_type -> capsule.v1.ApplyRequest
+	6,  // 15: capsule.v1.ObjectService.Get:input_type -> capsule.v1.GetRequest
+	8,  // 16: capsule.v1.ObjectService.List:input_type -> capsule.v1.ListRequest
+	10, // 17: capsule.v1.ObjectService.Delete:input_type -> capsule.v1.DeleteRequest
+	12, // 18: capsule.v1.ObjectService.Watch:input_type -> capsule.v1.WatchRequest
+	5,  // 19: capsule.v1.ObjectService.Apply:output_type -> capsule.v1.ApplyResponse
+	7,  // 20: capsule.v1.ObjectService.Get:output_type -> capsule.v1.GetResponse
+	9,  // 21: capsule.v1.ObjectService.List:output_type -> capsule.v1.ListResponse
+	11, // 22: capsule.v1.ObjectService.Delete:output_type -> capsule.v1.DeleteResponse
+	13, // 23: capsule.v1.ObjectService.Watch:output_type -> capsule.v1.WatchResponse
+	19, // [19:24] is the sub-list for method output_type
+	14, // [14:19] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_capsule_v1_object_proto_init() }
@@ -972,11 +991,13 @@ func file_capsule_v1_object_proto_init() {
 	}
 	file_capsule_v1_capsule_object_proto_init()
 	file_capsule_v1_options_proto_init()
+	file_capsule_v1_secret_object_proto_init()
 	file_capsule_v1_volume_object_proto_init()
 	file_capsule_v1_workload_proto_init()
 	file_capsule_v1_object_proto_msgTypes[1].OneofWrappers = []any{
 		(*Object_Workload)(nil),
 		(*Object_Volume)(nil),
+		(*Object_Secret)(nil),
 		(*Object_Capsule)(nil),
 	}
 	type x struct{}

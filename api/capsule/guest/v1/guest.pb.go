@@ -78,7 +78,7 @@ func (x StateResponse_Phase) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use StateResponse_Phase.Descriptor instead.
 func (StateResponse_Phase) EnumDescriptor() ([]byte, []int) {
-	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{5, 0}
+	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{6, 0}
 }
 
 type RunRequest struct {
@@ -103,7 +103,9 @@ type RunRequest struct {
 	Pids    int64     `protobuf:"varint,11,opt,name=pids,proto3" json:"pids,omitempty"`
 	Volumes []*Volume `protobuf:"bytes,12,rep,name=volumes,proto3" json:"volumes,omitempty"`
 	// The capsule's time.
-	Time          *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=time,proto3" json:"time,omitempty"`
+	Time *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=time,proto3" json:"time,omitempty"`
+	// Kept in the guest's memory.
+	Files         []*File `protobuf:"bytes,14,rep,name=files,proto3" json:"files,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -229,6 +231,84 @@ func (x *RunRequest) GetTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *RunRequest) GetFiles() []*File {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+// File is shown in the payload, which can't write to it.
+type File struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Path    string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	Content []byte                 `protobuf:"bytes,2,opt,name=content,proto3" json:"content,omitempty"`
+	// Permissions, at most 0777.
+	Mode uint32 `protobuf:"varint,3,opt,name=mode,proto3" json:"mode,omitempty"`
+	// As in capsule.v1.File.
+	Owner         string `protobuf:"bytes,4,opt,name=owner,proto3" json:"owner,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *File) Reset() {
+	*x = File{}
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *File) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*File) ProtoMessage() {}
+
+func (x *File) ProtoReflect() protoreflect.Message {
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use File.ProtoReflect.Descriptor instead.
+func (*File) Descriptor() ([]byte, []int) {
+	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *File) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *File) GetContent() []byte {
+	if x != nil {
+		return x.Content
+	}
+	return nil
+}
+
+func (x *File) GetMode() uint32 {
+	if x != nil {
+		return x.Mode
+	}
+	return 0
+}
+
+func (x *File) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
 // Interface is the guest's network card, known by its hardware address.
 type Interface struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -245,7 +325,7 @@ type Interface struct {
 
 func (x *Interface) Reset() {
 	*x = Interface{}
-	mi := &file_capsule_guest_v1_guest_proto_msgTypes[1]
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -257,7 +337,7 @@ func (x *Interface) String() string {
 func (*Interface) ProtoMessage() {}
 
 func (x *Interface) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_guest_v1_guest_proto_msgTypes[1]
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -270,7 +350,7 @@ func (x *Interface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Interface.ProtoReflect.Descriptor instead.
 func (*Interface) Descriptor() ([]byte, []int) {
-	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{1}
+	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Interface) GetHardwareAddress() []byte {
@@ -316,7 +396,7 @@ type Volume struct {
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_capsule_guest_v1_guest_proto_msgTypes[2]
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -328,7 +408,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_guest_v1_guest_proto_msgTypes[2]
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -341,7 +421,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{2}
+	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Volume) GetSerial() string {
@@ -380,7 +460,7 @@ type RunResponse struct {
 
 func (x *RunResponse) Reset() {
 	*x = RunResponse{}
-	mi := &file_capsule_guest_v1_guest_proto_msgTypes[3]
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -392,7 +472,7 @@ func (x *RunResponse) String() string {
 func (*RunResponse) ProtoMessage() {}
 
 func (x *RunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_guest_v1_guest_proto_msgTypes[3]
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -405,7 +485,7 @@ func (x *RunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunResponse.ProtoReflect.Descriptor instead.
 func (*RunResponse) Descriptor() ([]byte, []int) {
-	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{3}
+	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{4}
 }
 
 type StateRequest struct {
@@ -416,7 +496,7 @@ type StateRequest struct {
 
 func (x *StateRequest) Reset() {
 	*x = StateRequest{}
-	mi := &file_capsule_guest_v1_guest_proto_msgTypes[4]
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -428,7 +508,7 @@ func (x *StateRequest) String() string {
 func (*StateRequest) ProtoMessage() {}
 
 func (x *StateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_guest_v1_guest_proto_msgTypes[4]
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -441,7 +521,7 @@ func (x *StateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateRequest.ProtoReflect.Descriptor instead.
 func (*StateRequest) Descriptor() ([]byte, []int) {
-	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{4}
+	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{5}
 }
 
 type StateResponse struct {
@@ -453,7 +533,7 @@ type StateResponse struct {
 
 func (x *StateResponse) Reset() {
 	*x = StateResponse{}
-	mi := &file_capsule_guest_v1_guest_proto_msgTypes[5]
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -465,7 +545,7 @@ func (x *StateResponse) String() string {
 func (*StateResponse) ProtoMessage() {}
 
 func (x *StateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_guest_v1_guest_proto_msgTypes[5]
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -478,7 +558,7 @@ func (x *StateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateResponse.ProtoReflect.Descriptor instead.
 func (*StateResponse) Descriptor() ([]byte, []int) {
-	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{5}
+	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *StateResponse) GetPhase() StateResponse_Phase {
@@ -496,7 +576,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_capsule_guest_v1_guest_proto_msgTypes[6]
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -508,7 +588,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_guest_v1_guest_proto_msgTypes[6]
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -521,7 +601,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{6}
+	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{7}
 }
 
 type WaitResponse struct {
@@ -533,7 +613,7 @@ type WaitResponse struct {
 
 func (x *WaitResponse) Reset() {
 	*x = WaitResponse{}
-	mi := &file_capsule_guest_v1_guest_proto_msgTypes[7]
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -545,7 +625,7 @@ func (x *WaitResponse) String() string {
 func (*WaitResponse) ProtoMessage() {}
 
 func (x *WaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_guest_v1_guest_proto_msgTypes[7]
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -558,7 +638,7 @@ func (x *WaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitResponse.ProtoReflect.Descriptor instead.
 func (*WaitResponse) Descriptor() ([]byte, []int) {
-	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{7}
+	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *WaitResponse) GetEnding() *Ending {
@@ -577,7 +657,7 @@ type StopResponse struct {
 
 func (x *StopResponse) Reset() {
 	*x = StopResponse{}
-	mi := &file_capsule_guest_v1_guest_proto_msgTypes[8]
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -589,7 +669,7 @@ func (x *StopResponse) String() string {
 func (*StopResponse) ProtoMessage() {}
 
 func (x *StopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_guest_v1_guest_proto_msgTypes[8]
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -602,7 +682,7 @@ func (x *StopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopResponse.ProtoReflect.Descriptor instead.
 func (*StopResponse) Descriptor() ([]byte, []int) {
-	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{8}
+	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *StopResponse) GetEnding() *Ending {
@@ -627,7 +707,7 @@ type Ending struct {
 
 func (x *Ending) Reset() {
 	*x = Ending{}
-	mi := &file_capsule_guest_v1_guest_proto_msgTypes[9]
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -639,7 +719,7 @@ func (x *Ending) String() string {
 func (*Ending) ProtoMessage() {}
 
 func (x *Ending) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_guest_v1_guest_proto_msgTypes[9]
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -652,7 +732,7 @@ func (x *Ending) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ending.ProtoReflect.Descriptor instead.
 func (*Ending) Descriptor() ([]byte, []int) {
-	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{9}
+	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Ending) GetCode() int32 {
@@ -687,7 +767,7 @@ type StopRequest struct {
 
 func (x *StopRequest) Reset() {
 	*x = StopRequest{}
-	mi := &file_capsule_guest_v1_guest_proto_msgTypes[10]
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -699,7 +779,7 @@ func (x *StopRequest) String() string {
 func (*StopRequest) ProtoMessage() {}
 
 func (x *StopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_guest_v1_guest_proto_msgTypes[10]
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -712,7 +792,7 @@ func (x *StopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
 func (*StopRequest) Descriptor() ([]byte, []int) {
-	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{10}
+	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *StopRequest) GetSignal() int32 {
@@ -737,7 +817,7 @@ type PowerOffRequest struct {
 
 func (x *PowerOffRequest) Reset() {
 	*x = PowerOffRequest{}
-	mi := &file_capsule_guest_v1_guest_proto_msgTypes[11]
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -749,7 +829,7 @@ func (x *PowerOffRequest) String() string {
 func (*PowerOffRequest) ProtoMessage() {}
 
 func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_guest_v1_guest_proto_msgTypes[11]
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -762,7 +842,7 @@ func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerOffRequest.ProtoReflect.Descriptor instead.
 func (*PowerOffRequest) Descriptor() ([]byte, []int) {
-	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{11}
+	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{12}
 }
 
 type PowerOffResponse struct {
@@ -773,7 +853,7 @@ type PowerOffResponse struct {
 
 func (x *PowerOffResponse) Reset() {
 	*x = PowerOffResponse{}
-	mi := &file_capsule_guest_v1_guest_proto_msgTypes[12]
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -785,7 +865,7 @@ func (x *PowerOffResponse) String() string {
 func (*PowerOffResponse) ProtoMessage() {}
 
 func (x *PowerOffResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_guest_v1_guest_proto_msgTypes[12]
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -798,7 +878,7 @@ func (x *PowerOffResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerOffResponse.ProtoReflect.Descriptor instead.
 func (*PowerOffResponse) Descriptor() ([]byte, []int) {
-	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{12}
+	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{13}
 }
 
 type StatsRequest struct {
@@ -809,7 +889,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_capsule_guest_v1_guest_proto_msgTypes[13]
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -821,7 +901,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_guest_v1_guest_proto_msgTypes[13]
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -834,7 +914,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{13}
+	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{14}
 }
 
 type StatsResponse struct {
@@ -849,7 +929,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_capsule_guest_v1_guest_proto_msgTypes[14]
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -861,7 +941,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_guest_v1_guest_proto_msgTypes[14]
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -874,7 +954,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{14}
+	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *StatsResponse) GetMemory() uint64 {
@@ -910,7 +990,7 @@ type GrowRequest struct {
 
 func (x *GrowRequest) Reset() {
 	*x = GrowRequest{}
-	mi := &file_capsule_guest_v1_guest_proto_msgTypes[15]
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -922,7 +1002,7 @@ func (x *GrowRequest) String() string {
 func (*GrowRequest) ProtoMessage() {}
 
 func (x *GrowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_guest_v1_guest_proto_msgTypes[15]
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -935,7 +1015,7 @@ func (x *GrowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrowRequest.ProtoReflect.Descriptor instead.
 func (*GrowRequest) Descriptor() ([]byte, []int) {
-	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{15}
+	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GrowRequest) GetSerial() string {
@@ -960,7 +1040,7 @@ type GrowResponse struct {
 
 func (x *GrowResponse) Reset() {
 	*x = GrowResponse{}
-	mi := &file_capsule_guest_v1_guest_proto_msgTypes[16]
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -972,7 +1052,7 @@ func (x *GrowResponse) String() string {
 func (*GrowResponse) ProtoMessage() {}
 
 func (x *GrowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_guest_v1_guest_proto_msgTypes[16]
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -985,7 +1065,7 @@ func (x *GrowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrowResponse.ProtoReflect.Descriptor instead.
 func (*GrowResponse) Descriptor() ([]byte, []int) {
-	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{16}
+	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{17}
 }
 
 type FreezeRequest struct {
@@ -998,7 +1078,7 @@ type FreezeRequest struct {
 
 func (x *FreezeRequest) Reset() {
 	*x = FreezeRequest{}
-	mi := &file_capsule_guest_v1_guest_proto_msgTypes[17]
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1010,7 +1090,7 @@ func (x *FreezeRequest) String() string {
 func (*FreezeRequest) ProtoMessage() {}
 
 func (x *FreezeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_guest_v1_guest_proto_msgTypes[17]
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1023,7 +1103,7 @@ func (x *FreezeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FreezeRequest.ProtoReflect.Descriptor instead.
 func (*FreezeRequest) Descriptor() ([]byte, []int) {
-	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{17}
+	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *FreezeRequest) GetLimitMs() int64 {
@@ -1041,7 +1121,7 @@ type FreezeResponse struct {
 
 func (x *FreezeResponse) Reset() {
 	*x = FreezeResponse{}
-	mi := &file_capsule_guest_v1_guest_proto_msgTypes[18]
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1053,7 +1133,7 @@ func (x *FreezeResponse) String() string {
 func (*FreezeResponse) ProtoMessage() {}
 
 func (x *FreezeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_guest_v1_guest_proto_msgTypes[18]
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1066,7 +1146,7 @@ func (x *FreezeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FreezeResponse.ProtoReflect.Descriptor instead.
 func (*FreezeResponse) Descriptor() ([]byte, []int) {
-	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{18}
+	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{19}
 }
 
 type ThawRequest struct {
@@ -1077,7 +1157,7 @@ type ThawRequest struct {
 
 func (x *ThawRequest) Reset() {
 	*x = ThawRequest{}
-	mi := &file_capsule_guest_v1_guest_proto_msgTypes[19]
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1089,7 +1169,7 @@ func (x *ThawRequest) String() string {
 func (*ThawRequest) ProtoMessage() {}
 
 func (x *ThawRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_guest_v1_guest_proto_msgTypes[19]
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1102,7 +1182,7 @@ func (x *ThawRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ThawRequest.ProtoReflect.Descriptor instead.
 func (*ThawRequest) Descriptor() ([]byte, []int) {
-	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{19}
+	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{20}
 }
 
 type ThawResponse struct {
@@ -1113,7 +1193,7 @@ type ThawResponse struct {
 
 func (x *ThawResponse) Reset() {
 	*x = ThawResponse{}
-	mi := &file_capsule_guest_v1_guest_proto_msgTypes[20]
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1125,7 +1205,7 @@ func (x *ThawResponse) String() string {
 func (*ThawResponse) ProtoMessage() {}
 
 func (x *ThawResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_guest_v1_guest_proto_msgTypes[20]
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1138,7 +1218,7 @@ func (x *ThawResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ThawResponse.ProtoReflect.Descriptor instead.
 func (*ThawResponse) Descriptor() ([]byte, []int) {
-	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{20}
+	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{21}
 }
 
 type UpdateRequest struct {
@@ -1153,7 +1233,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_capsule_guest_v1_guest_proto_msgTypes[21]
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1165,7 +1245,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_guest_v1_guest_proto_msgTypes[21]
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1178,7 +1258,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{21}
+	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *UpdateRequest) GetTime() *timestamppb.Timestamp {
@@ -1212,7 +1292,7 @@ type UpdateResponse struct {
 
 func (x *UpdateResponse) Reset() {
 	*x = UpdateResponse{}
-	mi := &file_capsule_guest_v1_guest_proto_msgTypes[22]
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1224,7 +1304,7 @@ func (x *UpdateResponse) String() string {
 func (*UpdateResponse) ProtoMessage() {}
 
 func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_guest_v1_guest_proto_msgTypes[22]
+	mi := &file_capsule_guest_v1_guest_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1237,7 +1317,7 @@ func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateResponse.ProtoReflect.Descriptor instead.
 func (*UpdateResponse) Descriptor() ([]byte, []int) {
-	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{22}
+	return file_capsule_guest_v1_guest_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *UpdateResponse) GetTime() *timestamppb.Timestamp {
@@ -1251,7 +1331,7 @@ var File_capsule_guest_v1_guest_proto protoreflect.FileDescriptor
 
 const file_capsule_guest_v1_guest_proto_rawDesc = "" +
 	"\n" +
-	"\x1ccapsule/guest/v1/guest.proto\x12\x10capsule.guest.v1\x1a\x18capsule/v1/runtime.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8e\x03\n" +
+	"\x1ccapsule/guest/v1/guest.proto\x12\x10capsule.guest.v1\x1a\x18capsule/v1/runtime.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbc\x03\n" +
 	"\n" +
 	"RunRequest\x12\x16\n" +
 	"\x06layers\x18\x01 \x01(\rR\x06layers\x12\x12\n" +
@@ -1268,7 +1348,13 @@ const file_capsule_guest_v1_guest_proto_rawDesc = "" +
 	" \x01(\x03R\x06memory\x12\x12\n" +
 	"\x04pids\x18\v \x01(\x03R\x04pids\x122\n" +
 	"\avolumes\x18\f \x03(\v2\x18.capsule.guest.v1.VolumeR\avolumes\x12.\n" +
-	"\x04time\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"\x82\x01\n" +
+	"\x04time\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12,\n" +
+	"\x05files\x18\x0e \x03(\v2\x16.capsule.guest.v1.FileR\x05files\"^\n" +
+	"\x04File\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x18\n" +
+	"\acontent\x18\x02 \x01(\fR\acontent\x12\x12\n" +
+	"\x04mode\x18\x03 \x01(\rR\x04mode\x12\x14\n" +
+	"\x05owner\x18\x04 \x01(\tR\x05owner\"\x82\x01\n" +
 	"\tInterface\x12)\n" +
 	"\x10hardware_address\x18\x01 \x01(\fR\x0fhardwareAddress\x12\x10\n" +
 	"\x03mtu\x18\x02 \x01(\rR\x03mtu\x12\x1c\n" +
@@ -1353,80 +1439,82 @@ func file_capsule_guest_v1_guest_proto_rawDescGZIP() []byte {
 }
 
 var file_capsule_guest_v1_guest_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_capsule_guest_v1_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_capsule_guest_v1_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_capsule_guest_v1_guest_proto_goTypes = []any{
 	(StateResponse_Phase)(0),      // 0: capsule.guest.v1.StateResponse.Phase
 	(*RunRequest)(nil),            // 1: capsule.guest.v1.RunRequest
-	(*Interface)(nil),             // 2: capsule.guest.v1.Interface
-	(*Volume)(nil),                // 3: capsule.guest.v1.Volume
-	(*RunResponse)(nil),           // 4: capsule.guest.v1.RunResponse
-	(*StateRequest)(nil),          // 5: capsule.guest.v1.StateRequest
-	(*StateResponse)(nil),         // 6: capsule.guest.v1.StateResponse
-	(*WaitRequest)(nil),           // 7: capsule.guest.v1.WaitRequest
-	(*WaitResponse)(nil),          // 8: capsule.guest.v1.WaitResponse
-	(*StopResponse)(nil),          // 9: capsule.guest.v1.StopResponse
-	(*Ending)(nil),                // 10: capsule.guest.v1.Ending
-	(*StopRequest)(nil),           // 11: capsule.guest.v1.StopRequest
-	(*PowerOffRequest)(nil),       // 12: capsule.guest.v1.PowerOffRequest
-	(*PowerOffResponse)(nil),      // 13: capsule.guest.v1.PowerOffResponse
-	(*StatsRequest)(nil),          // 14: capsule.guest.v1.StatsRequest
-	(*StatsResponse)(nil),         // 15: capsule.guest.v1.StatsResponse
-	(*GrowRequest)(nil),           // 16: capsule.guest.v1.GrowRequest
-	(*GrowResponse)(nil),          // 17: capsule.guest.v1.GrowResponse
-	(*FreezeRequest)(nil),         // 18: capsule.guest.v1.FreezeRequest
-	(*FreezeResponse)(nil),        // 19: capsule.guest.v1.FreezeResponse
-	(*ThawRequest)(nil),           // 20: capsule.guest.v1.ThawRequest
-	(*ThawResponse)(nil),          // 21: capsule.guest.v1.ThawResponse
-	(*UpdateRequest)(nil),         // 22: capsule.guest.v1.UpdateRequest
-	(*UpdateResponse)(nil),        // 23: capsule.guest.v1.UpdateResponse
-	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
-	(*v1.ExecRequest)(nil),        // 25: capsule.v1.ExecRequest
-	(*v1.CopyToRequest)(nil),      // 26: capsule.v1.CopyToRequest
-	(*v1.CopyFromRequest)(nil),    // 27: capsule.v1.CopyFromRequest
-	(*v1.ExecResponse)(nil),       // 28: capsule.v1.ExecResponse
-	(*v1.CopyToResponse)(nil),     // 29: capsule.v1.CopyToResponse
-	(*v1.CopyFromResponse)(nil),   // 30: capsule.v1.CopyFromResponse
+	(*File)(nil),                  // 2: capsule.guest.v1.File
+	(*Interface)(nil),             // 3: capsule.guest.v1.Interface
+	(*Volume)(nil),                // 4: capsule.guest.v1.Volume
+	(*RunResponse)(nil),           // 5: capsule.guest.v1.RunResponse
+	(*StateRequest)(nil),          // 6: capsule.guest.v1.StateRequest
+	(*StateResponse)(nil),         // 7: capsule.guest.v1.StateResponse
+	(*WaitRequest)(nil),           // 8: capsule.guest.v1.WaitRequest
+	(*WaitResponse)(nil),          // 9: capsule.guest.v1.WaitResponse
+	(*StopResponse)(nil),          // 10: capsule.guest.v1.StopResponse
+	(*Ending)(nil),                // 11: capsule.guest.v1.Ending
+	(*StopRequest)(nil),           // 12: capsule.guest.v1.StopRequest
+	(*PowerOffRequest)(nil),       // 13: capsule.guest.v1.PowerOffRequest
+	(*PowerOffResponse)(nil),      // 14: capsule.guest.v1.PowerOffResponse
+	(*StatsRequest)(nil),          // 15: capsule.guest.v1.StatsRequest
+	(*StatsResponse)(nil),         // 16: capsule.guest.v1.StatsResponse
+	(*GrowRequest)(nil),           // 17: capsule.guest.v1.GrowRequest
+	(*GrowResponse)(nil),          // 18: capsule.guest.v1.GrowResponse
+	(*FreezeRequest)(nil),         // 19: capsule.guest.v1.FreezeRequest
+	(*FreezeResponse)(nil),        // 20: capsule.guest.v1.FreezeResponse
+	(*ThawRequest)(nil),           // 21: capsule.guest.v1.ThawRequest
+	(*ThawResponse)(nil),          // 22: capsule.guest.v1.ThawResponse
+	(*UpdateRequest)(nil),         // 23: capsule.guest.v1.UpdateRequest
+	(*UpdateResponse)(nil),        // 24: capsule.guest.v1.UpdateResponse
+	(*timestamppb.Timestamp)(nil), // 25: google.protobuf.Timestamp
+	(*v1.ExecRequest)(nil),        // 26: capsule.v1.ExecRequest
+	(*v1.CopyToRequest)(nil),      // 27: capsule.v1.CopyToRequest
+	(*v1.CopyFromRequest)(nil),    // 28: capsule.v1.CopyFromRequest
+	(*v1.ExecResponse)(nil),       // 29: capsule.v1.ExecResponse
+	(*v1.CopyToResponse)(nil),     // 30: capsule.v1.CopyToResponse
+	(*v1.CopyFromResponse)(nil),   // 31: capsule.v1.CopyFromResponse
 }
 var file_capsule_guest_v1_guest_proto_depIdxs = []int32{
-	2,  // 0: capsule.guest.v1.RunRequest.interface:type_name -> capsule.guest.v1.Interface
-	3,  // 1: capsule.guest.v1.RunRequest.volumes:type_name -> capsule.guest.v1.Volume
-	24, // 2: capsule.guest.v1.RunRequest.time:type_name -> google.protobuf.Timestamp
-	0,  // 3: capsule.guest.v1.StateResponse.phase:type_name -> capsule.guest.v1.StateResponse.Phase
-	10, // 4: capsule.guest.v1.WaitResponse.ending:type_name -> capsule.guest.v1.Ending
-	10, // 5: capsule.guest.v1.StopResponse.ending:type_name -> capsule.guest.v1.Ending
-	24, // 6: capsule.guest.v1.UpdateRequest.time:type_name -> google.protobuf.Timestamp
-	24, // 7: capsule.guest.v1.UpdateResponse.time:type_name -> google.protobuf.Timestamp
-	1,  // 8: capsule.guest.v1.GuestService.Run:input_type -> capsule.guest.v1.RunRequest
-	5,  // 9: capsule.guest.v1.GuestService.State:input_type -> capsule.guest.v1.StateRequest
-	7,  // 10: capsule.guest.v1.GuestService.Wait:input_type -> capsule.guest.v1.WaitRequest
-	11, // 11: capsule.guest.v1.GuestService.Stop:input_type -> capsule.guest.v1.StopRequest
-	12, // 12: capsule.guest.v1.GuestService.PowerOff:input_type -> capsule.guest.v1.PowerOffRequest
-	25, // 13: capsule.guest.v1.GuestService.Exec:input_type -> capsule.v1.ExecRequest
-	26, // 14: capsule.guest.v1.GuestService.CopyTo:input_type -> capsule.v1.CopyToRequest
-	27, // 15: capsule.guest.v1.GuestService.CopyFrom:input_type -> capsule.v1.CopyFromRequest
-	14, // 16: capsule.guest.v1.GuestService.Stats:input_type -> capsule.guest.v1.StatsRequest
-	16, // 17: capsule.guest.v1.GuestService.Grow:input_type -> capsule.guest.v1.GrowRequest
-	18, // 18: capsule.guest.v1.GuestService.Freeze:input_type -> capsule.guest.v1.FreezeRequest
-	20, // 19: capsule.guest.v1.GuestService.Thaw:input_type -> capsule.guest.v1.ThawRequest
-	22, // 20: capsule.guest.v1.GuestService.Update:input_type -> capsule.guest.v1.UpdateRequest
-	4,  // 21: capsule.guest.v1.GuestService.Run:output_type -> capsule.guest.v1.RunResponse
-	6,  // 22: capsule.guest.v1.GuestService.State:output_type -> capsule.guest.v1.StateResponse
-	8,  // 23: capsule.guest.v1.GuestService.Wait:output_type -> capsule.guest.v1.WaitResponse
-	9,  // 24: capsule.guest.v1.GuestService.Stop:output_type -> capsule.guest.v1.StopResponse
-	13, // 25: capsule.guest.v1.GuestService.PowerOff:output_type -> capsule.guest.v1.PowerOffResponse
-	28, // 26: capsule.guest.v1.GuestService.Exec:output_type -> capsule.v1.ExecResponse
-	29, // 27: capsule.guest.v1.GuestService.CopyTo:output_type -> capsule.v1.CopyToResponse
-	30, // 28: capsule.guest.v1.GuestService.CopyFrom:output_type -> capsule.v1.CopyFromResponse
-	15, // 29: capsule.guest.v1.GuestService.Stats:output_type -> capsule.guest.v1.StatsResponse
-	17, // 30: capsule.guest.v1.GuestService.Grow:output_type -> capsule.guest.v1.GrowResponse
-	19, // 31: capsule.guest.v1.GuestService.Freeze:output_type -> capsule.guest.v1.FreezeResponse
-	21, // 32: capsule.guest.v1.GuestService.Thaw:output_type -> capsule.guest.v1.ThawResponse
-	23, // 33: capsule.guest.v1.GuestService.Update:output_type -> capsule.guest.v1.UpdateResponse
-	21, // [21:34] is the sub-list for method output_type
-	8,  // [8:21] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	3,  // 0: capsule.guest.v1.RunRequest.interface:type_name -> capsule.guest.v1.Interface
+	4,  // 1: capsule.guest.v1.RunRequest.volumes:type_name -> capsule.guest.v1.Volume
+	25, // 2: capsule.guest.v1.RunRequest.time:type_name -> google.protobuf.Timestamp
+	2,  // 3: capsule.guest.v1.RunRequest.files:type_name -> capsule.guest.v1.File
+	0,  // 4: capsule.guest.v1.StateResponse.phase:type_name -> capsule.guest.v1.StateResponse.Phase
+	11, // 5: capsule.guest.v1.WaitResponse.ending:type_name -> capsule.guest.v1.Ending
+	11, // 6: capsule.guest.v1.StopResponse.ending:type_name -> capsule.guest.v1.Ending
+	25, // 7: capsule.guest.v1.UpdateRequest.time:type_name -> google.protobuf.Timestamp
+	25, // 8: capsule.guest.v1.UpdateResponse.time:type_name -> google.protobuf.Timestamp
+	1,  // 9: capsule.guest.v1.GuestService.Run:input_type -> capsule.guest.v1.RunRequest
+	6,  // 10: capsule.guest.v1.GuestService.State:input_type -> capsule.guest.v1.StateRequest
+	8,  // 11: capsule.guest.v1.GuestService.Wait:input_type -> capsule.guest.v1.WaitRequest
+	12, // 12: capsule.guest.v1.GuestService.Stop:input_type -> capsule.guest.v1.StopRequest
+	13, // 13: capsule.guest.v1.GuestService.PowerOff:input_type -> capsule.guest.v1.PowerOffRequest
+	26, // 14: capsule.guest.v1.GuestService.Exec:input_type -> capsule.v1.ExecRequest
+	27, // 15: capsule.guest.v1.GuestService.CopyTo:input_type -> capsule.v1.CopyToRequest
+	28, // 16: capsule.guest.v1.GuestService.CopyFrom:input_type -> capsule.v1.CopyFromRequest
+	15, // 17: capsule.guest.v1.GuestService.Stats:input_type -> capsule.guest.v1.StatsRequest
+	17, // 18: capsule.guest.v1.GuestService.Grow:input_type -> capsule.guest.v1.GrowRequest
+	19, // 19: capsule.guest.v1.GuestService.Freeze:input_type -> capsule.guest.v1.FreezeRequest
+	21, // 20: capsule.guest.v1.GuestService.Thaw:input_type -> capsule.guest.v1.ThawRequest
+	23, // 21: capsule.guest.v1.GuestService.Update:input_type -> capsule.guest.v1.UpdateRequest
+	5,  // 22: capsule.guest.v1.GuestService.Run:output_type -> capsule.guest.v1.RunResponse
+	7,  // 23: capsule.guest.v1.GuestService.State:output_type -> capsule.guest.v1.StateResponse
+	9,  // 24: capsule.guest.v1.GuestService.Wait:output_type -> capsule.guest.v1.WaitResponse
+	10, // 25: capsule.guest.v1.GuestService.Stop:output_type -> capsule.guest.v1.StopResponse
+	14, // 26: capsule.guest.v1.GuestService.PowerOff:output_type -> capsule.guest.v1.PowerOffResponse
+	29, // 27: capsule.guest.v1.GuestService.Exec:output_type -> capsule.v1.ExecResponse
+	30, // 28: capsule.guest.v1.GuestService.CopyTo:output_type -> capsule.v1.CopyToResponse
+	31, // 29: capsule.guest.v1.GuestService.CopyFrom:output_type -> capsule.v1.CopyFromResponse
+	16, // 30: capsule.guest.v1.GuestService.Stats:output_type -> capsule.guest.v1.StatsResponse
+	18, // 31: capsule.guest.v1.GuestService.Grow:output_type -> capsule.guest.v1.GrowResponse
+	20, // 32: capsule.guest.v1.GuestService.Freeze:output_type -> capsule.guest.v1.FreezeResponse
+	22, // 33: capsule.guest.v1.GuestService.Thaw:output_type -> capsule.guest.v1.ThawResponse
+	24, // 34: capsule.guest.v1.GuestService.Update:output_type -> capsule.guest.v1.UpdateResponse
+	22, // [22:35] is the sub-list for method output_type
+	9,  // [9:22] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_capsule_guest_v1_guest_proto_init() }
@@ -1434,14 +1522,14 @@ func file_capsule_guest_v1_guest_proto_init() {
 	if File_capsule_guest_v1_guest_proto != nil {
 		return
 	}
-	file_capsule_guest_v1_guest_proto_msgTypes[21].OneofWrappers = []any{}
+	file_capsule_guest_v1_guest_proto_msgTypes[22].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_capsule_guest_v1_guest_proto_rawDesc), len(file_capsule_guest_v1_guest_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   23,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
