@@ -22,6 +22,67 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// RevisionOutcome is what became of a spec that was applied.
+type RevisionOutcome int32
+
+const (
+	// It was not started yet, or replaced before that could be told.
+	RevisionOutcome_REVISION_OUTCOME_UNSPECIFIED RevisionOutcome = 0
+	// It became healthy, or ended well where its policy asks for no more.
+	RevisionOutcome_REVISION_OUTCOME_HEALTHY RevisionOutcome = 1
+	// It ran for ten seconds, and has no check that tells more.
+	RevisionOutcome_REVISION_OUTCOME_RAN RevisionOutcome = 2
+	// It could not be made or started, ended or was unhealthy.
+	RevisionOutcome_REVISION_OUTCOME_FAILED RevisionOutcome = 3
+	// As failed, and what was healthy before was gone back to.
+	RevisionOutcome_REVISION_OUTCOME_ROLLED_BACK RevisionOutcome = 4
+)
+
+// Enum value maps for RevisionOutcome.
+var (
+	RevisionOutcome_name = map[int32]string{
+		0: "REVISION_OUTCOME_UNSPECIFIED",
+		1: "REVISION_OUTCOME_HEALTHY",
+		2: "REVISION_OUTCOME_RAN",
+		3: "REVISION_OUTCOME_FAILED",
+		4: "REVISION_OUTCOME_ROLLED_BACK",
+	}
+	RevisionOutcome_value = map[string]int32{
+		"REVISION_OUTCOME_UNSPECIFIED": 0,
+		"REVISION_OUTCOME_HEALTHY":     1,
+		"REVISION_OUTCOME_RAN":         2,
+		"REVISION_OUTCOME_FAILED":      3,
+		"REVISION_OUTCOME_ROLLED_BACK": 4,
+	}
+)
+
+func (x RevisionOutcome) Enum() *RevisionOutcome {
+	p := new(RevisionOutcome)
+	*p = x
+	return p
+}
+
+func (x RevisionOutcome) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RevisionOutcome) Descriptor() protoreflect.EnumDescriptor {
+	return file_capsule_v1_runtime_proto_enumTypes[0].Descriptor()
+}
+
+func (RevisionOutcome) Type() protoreflect.EnumType {
+	return &file_capsule_v1_runtime_proto_enumTypes[0]
+}
+
+func (x RevisionOutcome) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RevisionOutcome.Descriptor instead.
+func (RevisionOutcome) EnumDescriptor() ([]byte, []int) {
+	return file_capsule_v1_runtime_proto_rawDescGZIP(), []int{0}
+}
+
 // Stream tells where a piece of log came from.
 type Stream int32
 
@@ -60,11 +121,11 @@ func (x Stream) String() string {
 }
 
 func (Stream) Descriptor() protoreflect.EnumDescriptor {
-	return file_capsule_v1_runtime_proto_enumTypes[0].Descriptor()
+	return file_capsule_v1_runtime_proto_enumTypes[1].Descriptor()
 }
 
 func (Stream) Type() protoreflect.EnumType {
-	return &file_capsule_v1_runtime_proto_enumTypes[0]
+	return &file_capsule_v1_runtime_proto_enumTypes[1]
 }
 
 func (x Stream) Number() protoreflect.EnumNumber {
@@ -73,7 +134,7 @@ func (x Stream) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Stream.Descriptor instead.
 func (Stream) EnumDescriptor() ([]byte, []int) {
-	return file_capsule_v1_runtime_proto_rawDescGZIP(), []int{0}
+	return file_capsule_v1_runtime_proto_rawDescGZIP(), []int{1}
 }
 
 type StartRequest struct {
@@ -340,6 +401,316 @@ func (x *RestartResponse) GetObject() *Object {
 	return nil
 }
 
+type HistoryRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HistoryRequest) Reset() {
+	*x = HistoryRequest{}
+	mi := &file_capsule_v1_runtime_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HistoryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HistoryRequest) ProtoMessage() {}
+
+func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_capsule_v1_runtime_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HistoryRequest.ProtoReflect.Descriptor instead.
+func (*HistoryRequest) Descriptor() ([]byte, []int) {
+	return file_capsule_v1_runtime_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *HistoryRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type HistoryResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Revisions     []*Revision            `protobuf:"bytes,1,rep,name=revisions,proto3" json:"revisions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HistoryResponse) Reset() {
+	*x = HistoryResponse{}
+	mi := &file_capsule_v1_runtime_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HistoryResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HistoryResponse) ProtoMessage() {}
+
+func (x *HistoryResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_capsule_v1_runtime_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HistoryResponse.ProtoReflect.Descriptor instead.
+func (*HistoryResponse) Descriptor() ([]byte, []int) {
+	return file_capsule_v1_runtime_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *HistoryResponse) GetRevisions() []*Revision {
+	if x != nil {
+		return x.Revisions
+	}
+	return nil
+}
+
+// Revision is a spec as it was applied once.
+type Revision struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Generation that it was applied as.
+	Generation uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	AppliedAt  *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=applied_at,json=appliedAt,proto3" json:"applied_at,omitempty"`
+	// Name in the certificate of who applied it; "" when that is not known.
+	AppliedBy string `protobuf:"bytes,3,opt,name=applied_by,json=appliedBy,proto3" json:"applied_by,omitempty"`
+	// "Container" or "MicroVM".
+	Kind    string          `protobuf:"bytes,4,opt,name=kind,proto3" json:"kind,omitempty"`
+	Spec    *WorkloadSpec   `protobuf:"bytes,5,opt,name=spec,proto3" json:"spec,omitempty"`
+	Outcome RevisionOutcome `protobuf:"varint,6,opt,name=outcome,proto3,enum=capsule.v1.RevisionOutcome" json:"outcome,omitempty"`
+	// Why it failed or was rolled back.
+	Message string `protobuf:"bytes,7,opt,name=message,proto3" json:"message,omitempty"`
+	// Digest of the image that it ran, "" when it never did.
+	ImageDigest   string `protobuf:"bytes,8,opt,name=image_digest,json=imageDigest,proto3" json:"image_digest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Revision) Reset() {
+	*x = Revision{}
+	mi := &file_capsule_v1_runtime_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Revision) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Revision) ProtoMessage() {}
+
+func (x *Revision) ProtoReflect() protoreflect.Message {
+	mi := &file_capsule_v1_runtime_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Revision.ProtoReflect.Descriptor instead.
+func (*Revision) Descriptor() ([]byte, []int) {
+	return file_capsule_v1_runtime_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Revision) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *Revision) GetAppliedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AppliedAt
+	}
+	return nil
+}
+
+func (x *Revision) GetAppliedBy() string {
+	if x != nil {
+		return x.AppliedBy
+	}
+	return ""
+}
+
+func (x *Revision) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Revision) GetSpec() *WorkloadSpec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+func (x *Revision) GetOutcome() RevisionOutcome {
+	if x != nil {
+		return x.Outcome
+	}
+	return RevisionOutcome_REVISION_OUTCOME_UNSPECIFIED
+}
+
+func (x *Revision) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *Revision) GetImageDigest() string {
+	if x != nil {
+		return x.ImageDigest
+	}
+	return ""
+}
+
+type RollbackRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Generation of a revision; 0 is the newest one that was well and differs from
+	// what is declared.
+	To uint64 `protobuf:"varint,2,opt,name=to,proto3" json:"to,omitempty"`
+	// Check and compare only.
+	DryRun        bool `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollbackRequest) Reset() {
+	*x = RollbackRequest{}
+	mi := &file_capsule_v1_runtime_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollbackRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollbackRequest) ProtoMessage() {}
+
+func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_capsule_v1_runtime_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
+func (*RollbackRequest) Descriptor() ([]byte, []int) {
+	return file_capsule_v1_runtime_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *RollbackRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RollbackRequest) GetTo() uint64 {
+	if x != nil {
+		return x.To
+	}
+	return 0
+}
+
+func (x *RollbackRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type RollbackResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Result *ApplyResult           `protobuf:"bytes,1,opt,name=result,proto3" json:"result,omitempty"`
+	// Generation that was gone back to.
+	To            uint64 `protobuf:"varint,2,opt,name=to,proto3" json:"to,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollbackResponse) Reset() {
+	*x = RollbackResponse{}
+	mi := &file_capsule_v1_runtime_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollbackResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollbackResponse) ProtoMessage() {}
+
+func (x *RollbackResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_capsule_v1_runtime_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollbackResponse.ProtoReflect.Descriptor instead.
+func (*RollbackResponse) Descriptor() ([]byte, []int) {
+	return file_capsule_v1_runtime_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *RollbackResponse) GetResult() *ApplyResult {
+	if x != nil {
+		return x.Result
+	}
+	return nil
+}
+
+func (x *RollbackResponse) GetTo() uint64 {
+	if x != nil {
+		return x.To
+	}
+	return 0
+}
+
 // TerminalSize in character cells.
 type TerminalSize struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -351,7 +722,7 @@ type TerminalSize struct {
 
 func (x *TerminalSize) Reset() {
 	*x = TerminalSize{}
-	mi := &file_capsule_v1_runtime_proto_msgTypes[6]
+	mi := &file_capsule_v1_runtime_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -363,7 +734,7 @@ func (x *TerminalSize) String() string {
 func (*TerminalSize) ProtoMessage() {}
 
 func (x *TerminalSize) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_v1_runtime_proto_msgTypes[6]
+	mi := &file_capsule_v1_runtime_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -376,7 +747,7 @@ func (x *TerminalSize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TerminalSize.ProtoReflect.Descriptor instead.
 func (*TerminalSize) Descriptor() ([]byte, []int) {
-	return file_capsule_v1_runtime_proto_rawDescGZIP(), []int{6}
+	return file_capsule_v1_runtime_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *TerminalSize) GetRows() uint32 {
@@ -413,7 +784,7 @@ type ExecStart struct {
 
 func (x *ExecStart) Reset() {
 	*x = ExecStart{}
-	mi := &file_capsule_v1_runtime_proto_msgTypes[7]
+	mi := &file_capsule_v1_runtime_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -425,7 +796,7 @@ func (x *ExecStart) String() string {
 func (*ExecStart) ProtoMessage() {}
 
 func (x *ExecStart) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_v1_runtime_proto_msgTypes[7]
+	mi := &file_capsule_v1_runtime_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -438,7 +809,7 @@ func (x *ExecStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStart.ProtoReflect.Descriptor instead.
 func (*ExecStart) Descriptor() ([]byte, []int) {
-	return file_capsule_v1_runtime_proto_rawDescGZIP(), []int{7}
+	return file_capsule_v1_runtime_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ExecStart) GetName() string {
@@ -513,7 +884,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_capsule_v1_runtime_proto_msgTypes[8]
+	mi := &file_capsule_v1_runtime_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -525,7 +896,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_v1_runtime_proto_msgTypes[8]
+	mi := &file_capsule_v1_runtime_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -538,7 +909,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_capsule_v1_runtime_proto_rawDescGZIP(), []int{8}
+	return file_capsule_v1_runtime_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ExecRequest) GetInput() isExecRequest_Input {
@@ -642,7 +1013,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_capsule_v1_runtime_proto_msgTypes[9]
+	mi := &file_capsule_v1_runtime_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -654,7 +1025,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_v1_runtime_proto_msgTypes[9]
+	mi := &file_capsule_v1_runtime_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -667,7 +1038,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_capsule_v1_runtime_proto_rawDescGZIP(), []int{9}
+	return file_capsule_v1_runtime_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ExecResponse) GetOutput() isExecResponse_Output {
@@ -738,7 +1109,7 @@ type ExecExit struct {
 
 func (x *ExecExit) Reset() {
 	*x = ExecExit{}
-	mi := &file_capsule_v1_runtime_proto_msgTypes[10]
+	mi := &file_capsule_v1_runtime_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -750,7 +1121,7 @@ func (x *ExecExit) String() string {
 func (*ExecExit) ProtoMessage() {}
 
 func (x *ExecExit) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_v1_runtime_proto_msgTypes[10]
+	mi := &file_capsule_v1_runtime_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -763,7 +1134,7 @@ func (x *ExecExit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecExit.ProtoReflect.Descriptor instead.
 func (*ExecExit) Descriptor() ([]byte, []int) {
-	return file_capsule_v1_runtime_proto_rawDescGZIP(), []int{10}
+	return file_capsule_v1_runtime_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ExecExit) GetCode() int32 {
@@ -796,7 +1167,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_capsule_v1_runtime_proto_msgTypes[11]
+	mi := &file_capsule_v1_runtime_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -808,7 +1179,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_v1_runtime_proto_msgTypes[11]
+	mi := &file_capsule_v1_runtime_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -821,7 +1192,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_capsule_v1_runtime_proto_rawDescGZIP(), []int{11}
+	return file_capsule_v1_runtime_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *LogsRequest) GetName() string {
@@ -873,7 +1244,7 @@ type LogsResponse struct {
 
 func (x *LogsResponse) Reset() {
 	*x = LogsResponse{}
-	mi := &file_capsule_v1_runtime_proto_msgTypes[12]
+	mi := &file_capsule_v1_runtime_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -885,7 +1256,7 @@ func (x *LogsResponse) String() string {
 func (*LogsResponse) ProtoMessage() {}
 
 func (x *LogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_v1_runtime_proto_msgTypes[12]
+	mi := &file_capsule_v1_runtime_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -898,7 +1269,7 @@ func (x *LogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsResponse.ProtoReflect.Descriptor instead.
 func (*LogsResponse) Descriptor() ([]byte, []int) {
-	return file_capsule_v1_runtime_proto_rawDescGZIP(), []int{12}
+	return file_capsule_v1_runtime_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *LogsResponse) GetTime() *timestamppb.Timestamp {
@@ -942,7 +1313,7 @@ type CopyToRequest struct {
 
 func (x *CopyToRequest) Reset() {
 	*x = CopyToRequest{}
-	mi := &file_capsule_v1_runtime_proto_msgTypes[13]
+	mi := &file_capsule_v1_runtime_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -954,7 +1325,7 @@ func (x *CopyToRequest) String() string {
 func (*CopyToRequest) ProtoMessage() {}
 
 func (x *CopyToRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_v1_runtime_proto_msgTypes[13]
+	mi := &file_capsule_v1_runtime_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -967,7 +1338,7 @@ func (x *CopyToRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyToRequest.ProtoReflect.Descriptor instead.
 func (*CopyToRequest) Descriptor() ([]byte, []int) {
-	return file_capsule_v1_runtime_proto_rawDescGZIP(), []int{13}
+	return file_capsule_v1_runtime_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CopyToRequest) GetPart() isCopyToRequest_Part {
@@ -1024,7 +1395,7 @@ type CopyTarget struct {
 
 func (x *CopyTarget) Reset() {
 	*x = CopyTarget{}
-	mi := &file_capsule_v1_runtime_proto_msgTypes[14]
+	mi := &file_capsule_v1_runtime_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1036,7 +1407,7 @@ func (x *CopyTarget) String() string {
 func (*CopyTarget) ProtoMessage() {}
 
 func (x *CopyTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_v1_runtime_proto_msgTypes[14]
+	mi := &file_capsule_v1_runtime_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1049,7 +1420,7 @@ func (x *CopyTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyTarget.ProtoReflect.Descriptor instead.
 func (*CopyTarget) Descriptor() ([]byte, []int) {
-	return file_capsule_v1_runtime_proto_rawDescGZIP(), []int{14}
+	return file_capsule_v1_runtime_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CopyTarget) GetName() string {
@@ -1083,7 +1454,7 @@ type CopyToResponse struct {
 
 func (x *CopyToResponse) Reset() {
 	*x = CopyToResponse{}
-	mi := &file_capsule_v1_runtime_proto_msgTypes[15]
+	mi := &file_capsule_v1_runtime_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1095,7 +1466,7 @@ func (x *CopyToResponse) String() string {
 func (*CopyToResponse) ProtoMessage() {}
 
 func (x *CopyToResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_v1_runtime_proto_msgTypes[15]
+	mi := &file_capsule_v1_runtime_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1108,7 +1479,7 @@ func (x *CopyToResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyToResponse.ProtoReflect.Descriptor instead.
 func (*CopyToResponse) Descriptor() ([]byte, []int) {
-	return file_capsule_v1_runtime_proto_rawDescGZIP(), []int{15}
+	return file_capsule_v1_runtime_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CopyToResponse) GetFiles() uint64 {
@@ -1135,7 +1506,7 @@ type CopyFromRequest struct {
 
 func (x *CopyFromRequest) Reset() {
 	*x = CopyFromRequest{}
-	mi := &file_capsule_v1_runtime_proto_msgTypes[16]
+	mi := &file_capsule_v1_runtime_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1147,7 +1518,7 @@ func (x *CopyFromRequest) String() string {
 func (*CopyFromRequest) ProtoMessage() {}
 
 func (x *CopyFromRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_v1_runtime_proto_msgTypes[16]
+	mi := &file_capsule_v1_runtime_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1160,7 +1531,7 @@ func (x *CopyFromRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyFromRequest.ProtoReflect.Descriptor instead.
 func (*CopyFromRequest) Descriptor() ([]byte, []int) {
-	return file_capsule_v1_runtime_proto_rawDescGZIP(), []int{16}
+	return file_capsule_v1_runtime_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CopyFromRequest) GetName() string {
@@ -1186,7 +1557,7 @@ type CopyFromResponse struct {
 
 func (x *CopyFromResponse) Reset() {
 	*x = CopyFromResponse{}
-	mi := &file_capsule_v1_runtime_proto_msgTypes[17]
+	mi := &file_capsule_v1_runtime_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1198,7 +1569,7 @@ func (x *CopyFromResponse) String() string {
 func (*CopyFromResponse) ProtoMessage() {}
 
 func (x *CopyFromResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_v1_runtime_proto_msgTypes[17]
+	mi := &file_capsule_v1_runtime_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1211,7 +1582,7 @@ func (x *CopyFromResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyFromResponse.ProtoReflect.Descriptor instead.
 func (*CopyFromResponse) Descriptor() ([]byte, []int) {
-	return file_capsule_v1_runtime_proto_rawDescGZIP(), []int{17}
+	return file_capsule_v1_runtime_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CopyFromResponse) GetData() []byte {
@@ -1226,7 +1597,7 @@ var File_capsule_v1_runtime_proto protoreflect.FileDescriptor
 const file_capsule_v1_runtime_proto_rawDesc = "" +
 	"\n" +
 	"\x18capsule/v1/runtime.proto\x12\n" +
-	"capsule.v1\x1a\x17capsule/v1/object.proto\x1a\x18capsule/v1/options.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\"\n" +
+	"capsule.v1\x1a\x17capsule/v1/object.proto\x1a\x18capsule/v1/options.proto\x1a\x19capsule/v1/workload.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\"\n" +
 	"\fStartRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\";\n" +
 	"\rStartResponse\x12*\n" +
@@ -1238,7 +1609,31 @@ const file_capsule_v1_runtime_proto_rawDesc = "" +
 	"\x0eRestartRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"=\n" +
 	"\x0fRestartResponse\x12*\n" +
-	"\x06object\x18\x01 \x01(\v2\x12.capsule.v1.ObjectR\x06object\"<\n" +
+	"\x06object\x18\x01 \x01(\v2\x12.capsule.v1.ObjectR\x06object\"$\n" +
+	"\x0eHistoryRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"E\n" +
+	"\x0fHistoryResponse\x122\n" +
+	"\trevisions\x18\x01 \x03(\v2\x14.capsule.v1.RevisionR\trevisions\"\xba\x02\n" +
+	"\bRevision\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\x04R\n" +
+	"generation\x129\n" +
+	"\n" +
+	"applied_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\tappliedAt\x12\x1d\n" +
+	"\n" +
+	"applied_by\x18\x03 \x01(\tR\tappliedBy\x12\x12\n" +
+	"\x04kind\x18\x04 \x01(\tR\x04kind\x12,\n" +
+	"\x04spec\x18\x05 \x01(\v2\x18.capsule.v1.WorkloadSpecR\x04spec\x125\n" +
+	"\aoutcome\x18\x06 \x01(\x0e2\x1b.capsule.v1.RevisionOutcomeR\aoutcome\x12\x18\n" +
+	"\amessage\x18\a \x01(\tR\amessage\x12!\n" +
+	"\fimage_digest\x18\b \x01(\tR\vimageDigest\"N\n" +
+	"\x0fRollbackRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
+	"\x02to\x18\x02 \x01(\x04R\x02to\x12\x17\n" +
+	"\adry_run\x18\x03 \x01(\bR\x06dryRun\"S\n" +
+	"\x10RollbackResponse\x12/\n" +
+	"\x06result\x18\x01 \x01(\v2\x17.capsule.v1.ApplyResultR\x06result\x12\x0e\n" +
+	"\x02to\x18\x02 \x01(\x04R\x02to\"<\n" +
 	"\fTerminalSize\x12\x12\n" +
 	"\x04rows\x18\x01 \x01(\rR\x04rows\x12\x18\n" +
 	"\acolumns\x18\x02 \x01(\rR\acolumns\"\xd6\x01\n" +
@@ -1294,16 +1689,24 @@ const file_capsule_v1_runtime_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\"&\n" +
 	"\x10CopyFromResponse\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data*X\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data*\xaa\x01\n" +
+	"\x0fRevisionOutcome\x12 \n" +
+	"\x1cREVISION_OUTCOME_UNSPECIFIED\x10\x00\x12\x1c\n" +
+	"\x18REVISION_OUTCOME_HEALTHY\x10\x01\x12\x18\n" +
+	"\x14REVISION_OUTCOME_RAN\x10\x02\x12\x1b\n" +
+	"\x17REVISION_OUTCOME_FAILED\x10\x03\x12 \n" +
+	"\x1cREVISION_OUTCOME_ROLLED_BACK\x10\x04*X\n" +
 	"\x06Stream\x12\x16\n" +
 	"\x12STREAM_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rSTREAM_STDOUT\x10\x01\x12\x11\n" +
 	"\rSTREAM_STDERR\x10\x02\x12\x10\n" +
-	"\fSTREAM_EVENT\x10\x032\x80\x04\n" +
+	"\fSTREAM_EVENT\x10\x032\x97\x05\n" +
 	"\x0fWorkloadService\x12B\n" +
 	"\x05Start\x12\x18.capsule.v1.StartRequest\x1a\x19.capsule.v1.StartResponse\"\x04\x88\xb5\x18\x02\x12?\n" +
 	"\x04Stop\x12\x17.capsule.v1.StopRequest\x1a\x18.capsule.v1.StopResponse\"\x04\x88\xb5\x18\x02\x12H\n" +
-	"\aRestart\x12\x1a.capsule.v1.RestartRequest\x1a\x1b.capsule.v1.RestartResponse\"\x04\x88\xb5\x18\x02\x12C\n" +
+	"\aRestart\x12\x1a.capsule.v1.RestartRequest\x1a\x1b.capsule.v1.RestartResponse\"\x04\x88\xb5\x18\x02\x12H\n" +
+	"\aHistory\x12\x1a.capsule.v1.HistoryRequest\x1a\x1b.capsule.v1.HistoryResponse\"\x04\x88\xb5\x18\x01\x12K\n" +
+	"\bRollback\x12\x1b.capsule.v1.RollbackRequest\x1a\x1c.capsule.v1.RollbackResponse\"\x04\x88\xb5\x18\x02\x12C\n" +
 	"\x04Exec\x12\x17.capsule.v1.ExecRequest\x1a\x18.capsule.v1.ExecResponse\"\x04\x88\xb5\x18\x02(\x010\x01\x12A\n" +
 	"\x04Logs\x12\x17.capsule.v1.LogsRequest\x1a\x18.capsule.v1.LogsResponse\"\x04\x88\xb5\x18\x010\x01\x12G\n" +
 	"\x06CopyTo\x12\x19.capsule.v1.CopyToRequest\x1a\x1a.capsule.v1.CopyToResponse\"\x04\x88\xb5\x18\x02(\x01\x12M\n" +
@@ -1321,62 +1724,79 @@ func file_capsule_v1_runtime_proto_rawDescGZIP() []byte {
 	return file_capsule_v1_runtime_proto_rawDescData
 }
 
-var file_capsule_v1_runtime_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_capsule_v1_runtime_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_capsule_v1_runtime_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_capsule_v1_runtime_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_capsule_v1_runtime_proto_goTypes = []any{
-	(Stream)(0),                   // 0: capsule.v1.Stream
-	(*StartRequest)(nil),          // 1: capsule.v1.StartRequest
-	(*StartResponse)(nil),         // 2: capsule.v1.StartResponse
-	(*StopRequest)(nil),           // 3: capsule.v1.StopRequest
-	(*StopResponse)(nil),          // 4: capsule.v1.StopResponse
-	(*RestartRequest)(nil),        // 5: capsule.v1.RestartRequest
-	(*RestartResponse)(nil),       // 6: capsule.v1.RestartResponse
-	(*TerminalSize)(nil),          // 7: capsule.v1.TerminalSize
-	(*ExecStart)(nil),             // 8: capsule.v1.ExecStart
-	(*ExecRequest)(nil),           // 9: capsule.v1.ExecRequest
-	(*ExecResponse)(nil),          // 10: capsule.v1.ExecResponse
-	(*ExecExit)(nil),              // 11: capsule.v1.ExecExit
-	(*LogsRequest)(nil),           // 12: capsule.v1.LogsRequest
-	(*LogsResponse)(nil),          // 13: capsule.v1.LogsResponse
-	(*CopyToRequest)(nil),         // 14: capsule.v1.CopyToRequest
-	(*CopyTarget)(nil),            // 15: capsule.v1.CopyTarget
-	(*CopyToResponse)(nil),        // 16: capsule.v1.CopyToResponse
-	(*CopyFromRequest)(nil),       // 17: capsule.v1.CopyFromRequest
-	(*CopyFromResponse)(nil),      // 18: capsule.v1.CopyFromResponse
-	(*Object)(nil),                // 19: capsule.v1.Object
-	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
+	(RevisionOutcome)(0),          // 0: capsule.v1.RevisionOutcome
+	(Stream)(0),                   // 1: capsule.v1.Stream
+	(*StartRequest)(nil),          // 2: capsule.v1.StartRequest
+	(*StartResponse)(nil),         // 3: capsule.v1.StartResponse
+	(*StopRequest)(nil),           // 4: capsule.v1.StopRequest
+	(*StopResponse)(nil),          // 5: capsule.v1.StopResponse
+	(*RestartRequest)(nil),        // 6: capsule.v1.RestartRequest
+	(*RestartResponse)(nil),       // 7: capsule.v1.RestartResponse
+	(*HistoryRequest)(nil),        // 8: capsule.v1.HistoryRequest
+	(*HistoryResponse)(nil),       // 9: capsule.v1.HistoryResponse
+	(*Revision)(nil),              // 10: capsule.v1.Revision
+	(*RollbackRequest)(nil),       // 11: capsule.v1.RollbackRequest
+	(*RollbackResponse)(nil),      // 12: capsule.v1.RollbackResponse
+	(*TerminalSize)(nil),          // 13: capsule.v1.TerminalSize
+	(*ExecStart)(nil),             // 14: capsule.v1.ExecStart
+	(*ExecRequest)(nil),           // 15: capsule.v1.ExecRequest
+	(*ExecResponse)(nil),          // 16: capsule.v1.ExecResponse
+	(*ExecExit)(nil),              // 17: capsule.v1.ExecExit
+	(*LogsRequest)(nil),           // 18: capsule.v1.LogsRequest
+	(*LogsResponse)(nil),          // 19: capsule.v1.LogsResponse
+	(*CopyToRequest)(nil),         // 20: capsule.v1.CopyToRequest
+	(*CopyTarget)(nil),            // 21: capsule.v1.CopyTarget
+	(*CopyToResponse)(nil),        // 22: capsule.v1.CopyToResponse
+	(*CopyFromRequest)(nil),       // 23: capsule.v1.CopyFromRequest
+	(*CopyFromResponse)(nil),      // 24: capsule.v1.CopyFromResponse
+	(*Object)(nil),                // 25: capsule.v1.Object
+	(*timestamppb.Timestamp)(nil), // 26: google.protobuf.Timestamp
+	(*WorkloadSpec)(nil),          // 27: capsule.v1.WorkloadSpec
+	(*ApplyResult)(nil),           // 28: capsule.v1.ApplyResult
 }
 var file_capsule_v1_runtime_proto_depIdxs = []int32{
-	19, // 0: capsule.v1.StartResponse.object:type_name -> capsule.v1.Object
-	19, // 1: capsule.v1.StopResponse.object:type_name -> capsule.v1.Object
-	19, // 2: capsule.v1.RestartResponse.object:type_name -> capsule.v1.Object
-	7,  // 3: capsule.v1.ExecStart.size:type_name -> capsule.v1.TerminalSize
-	8,  // 4: capsule.v1.ExecRequest.start:type_name -> capsule.v1.ExecStart
-	7,  // 5: capsule.v1.ExecRequest.resize:type_name -> capsule.v1.TerminalSize
-	11, // 6: capsule.v1.ExecResponse.exit:type_name -> capsule.v1.ExecExit
-	20, // 7: capsule.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
-	20, // 8: capsule.v1.LogsResponse.time:type_name -> google.protobuf.Timestamp
-	0,  // 9: capsule.v1.LogsResponse.stream:type_name -> capsule.v1.Stream
-	15, // 10: capsule.v1.CopyToRequest.target:type_name -> capsule.v1.CopyTarget
-	1,  // 11: capsule.v1.WorkloadService.Start:input_type -> capsule.v1.StartRequest
-	3,  // 12: capsule.v1.WorkloadService.Stop:input_type -> capsule.v1.StopRequest
-	5,  // 13: capsule.v1.WorkloadService.Restart:input_type -> capsule.v1.RestartRequest
-	9,  // 14: capsule.v1.WorkloadService.Exec:input_type -> capsule.v1.ExecRequest
-	12, // 15: capsule.v1.WorkloadService.Logs:input_type -> capsule.v1.LogsRequest
-	14, // 16: capsule.v1.WorkloadService.CopyTo:input_type -> capsule.v1.CopyToRequest
-	17, // 17: capsule.v1.WorkloadService.CopyFrom:input_type -> capsule.v1.CopyFromRequest
-	2,  // 18: capsule.v1.WorkloadService.Start:output_type -> capsule.v1.StartResponse
-	4,  // 19: capsule.v1.WorkloadService.Stop:output_type -> capsule.v1.StopResponse
-	6,  // 20: capsule.v1.WorkloadService.Restart:output_type -> capsule.v1.RestartResponse
-	10, // 21: capsule.v1.WorkloadService.Exec:output_type -> capsule.v1.ExecResponse
-	13, // 22: capsule.v1.WorkloadService.Logs:output_type -> capsule.v1.LogsResponse
-	16, // 23: capsule.v1.WorkloadService.CopyTo:output_type -> capsule.v1.CopyToResponse
-	18, // 24: capsule.v1.WorkloadService.CopyFrom:output_type -> capsule.v1.CopyFromResponse
-	18, // [18:25] is the sub-list for method output_type
-	11, // [11:18] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	25, // 0: capsule.v1.StartResponse.object:type_name -> capsule.v1.Object
+	25, // 1: capsule.v1.StopResponse.object:type_name -> capsule.v1.Object
+	25, // 2: capsule.v1.RestartResponse.object:type_name -> capsule.v1.Object
+	10, // 3: capsule.v1.HistoryResponse.revisions:type_name -> capsule.v1.Revision
+	26, // 4: capsule.v1.Revision.applied_at:type_name -> google.protobuf.Timestamp
+	27, // 5: capsule.v1.Revision.spec:type_name -> capsule.v1.WorkloadSpec
+	0,  // 6: capsule.v1.Revision.outcome:type_name -> capsule.v1.RevisionOutcome
+	28, // 7: capsule.v1.RollbackResponse.result:type_name -> capsule.v1.ApplyResult
+	13, // 8: capsule.v1.ExecStart.size:type_name -> capsule.v1.TerminalSize
+	14, // 9: capsule.v1.ExecRequest.start:type_name -> capsule.v1.ExecStart
+	13, // 10: capsule.v1.ExecRequest.resize:type_name -> capsule.v1.TerminalSize
+	17, // 11: capsule.v1.ExecResponse.exit:type_name -> capsule.v1.ExecExit
+	26, // 12: capsule.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
+	26, // 13: capsule.v1.LogsResponse.time:type_name -> google.protobuf.Timestamp
+	1,  // 14: capsule.v1.LogsResponse.stream:type_name -> capsule.v1.Stream
+	21, // 15: capsule.v1.CopyToRequest.target:type_name -> capsule.v1.CopyTarget
+	2,  // 16: capsule.v1.WorkloadService.Start:input_type -> capsule.v1.StartRequest
+	4,  // 17: capsule.v1.WorkloadService.Stop:input_type -> capsule.v1.StopRequest
+	6,  // 18: capsule.v1.WorkloadService.Restart:input_type -> capsule.v1.RestartRequest
+	8,  // 19: capsule.v1.WorkloadService.History:input_type -> capsule.v1.HistoryRequest
+	11, // 20: capsule.v1.WorkloadService.Rollback:input_type -> capsule.v1.RollbackRequest
+	15, // 21: capsule.v1.WorkloadService.Exec:input_type -> capsule.v1.ExecRequest
+	18, // 22: capsule.v1.WorkloadService.Logs:input_type -> capsule.v1.LogsRequest
+	20, // 23: capsule.v1.WorkloadService.CopyTo:input_type -> capsule.v1.CopyToRequest
+	23, // 24: capsule.v1.WorkloadService.CopyFrom:input_type -> capsule.v1.CopyFromRequest
+	3,  // 25: capsule.v1.WorkloadService.Start:output_type -> capsule.v1.StartResponse
+	5,  // 26: capsule.v1.WorkloadService.Stop:output_type -> capsule.v1.StopResponse
+	7,  // 27: capsule.v1.WorkloadService.Restart:output_type -> capsule.v1.RestartResponse
+	9,  // 28: capsule.v1.WorkloadService.History:output_type -> capsule.v1.HistoryResponse
+	12, // 29: capsule.v1.WorkloadService.Rollback:output_type -> capsule.v1.RollbackResponse
+	16, // 30: capsule.v1.WorkloadService.Exec:output_type -> capsule.v1.ExecResponse
+	19, // 31: capsule.v1.WorkloadService.Logs:output_type -> capsule.v1.LogsResponse
+	22, // 32: capsule.v1.WorkloadService.CopyTo:output_type -> capsule.v1.CopyToResponse
+	24, // 33: capsule.v1.WorkloadService.CopyFrom:output_type -> capsule.v1.CopyFromResponse
+	25, // [25:34] is the sub-list for method output_type
+	16, // [16:25] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_capsule_v1_runtime_proto_init() }
@@ -1386,19 +1806,20 @@ func file_capsule_v1_runtime_proto_init() {
 	}
 	file_capsule_v1_object_proto_init()
 	file_capsule_v1_options_proto_init()
-	file_capsule_v1_runtime_proto_msgTypes[8].OneofWrappers = []any{
+	file_capsule_v1_workload_proto_init()
+	file_capsule_v1_runtime_proto_msgTypes[13].OneofWrappers = []any{
 		(*ExecRequest_Start)(nil),
 		(*ExecRequest_Stdin)(nil),
 		(*ExecRequest_StdinClosed)(nil),
 		(*ExecRequest_Resize)(nil),
 		(*ExecRequest_Signal)(nil),
 	}
-	file_capsule_v1_runtime_proto_msgTypes[9].OneofWrappers = []any{
+	file_capsule_v1_runtime_proto_msgTypes[14].OneofWrappers = []any{
 		(*ExecResponse_Stdout)(nil),
 		(*ExecResponse_Stderr)(nil),
 		(*ExecResponse_Exit)(nil),
 	}
-	file_capsule_v1_runtime_proto_msgTypes[13].OneofWrappers = []any{
+	file_capsule_v1_runtime_proto_msgTypes[18].OneofWrappers = []any{
 		(*CopyToRequest_Target)(nil),
 		(*CopyToRequest_Data)(nil),
 	}
@@ -1407,8 +1828,8 @@ func file_capsule_v1_runtime_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_capsule_v1_runtime_proto_rawDesc), len(file_capsule_v1_runtime_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   18,
+			NumEnums:      2,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -22,6 +22,8 @@ const (
 	WorkloadService_Start_FullMethodName    = "/capsule.v1.WorkloadService/Start"
 	WorkloadService_Stop_FullMethodName     = "/capsule.v1.WorkloadService/Stop"
 	WorkloadService_Restart_FullMethodName  = "/capsule.v1.WorkloadService/Restart"
+	WorkloadService_History_FullMethodName  = "/capsule.v1.WorkloadService/History"
+	WorkloadService_Rollback_FullMethodName = "/capsule.v1.WorkloadService/Rollback"
 	WorkloadService_Exec_FullMethodName     = "/capsule.v1.WorkloadService/Exec"
 	WorkloadService_Logs_FullMethodName     = "/capsule.v1.WorkloadService/Logs"
 	WorkloadService_CopyTo_FullMethodName   = "/capsule.v1.WorkloadService/CopyTo"
@@ -40,6 +42,10 @@ type WorkloadServiceClient interface {
 	Stop(ctx context.Context, in *StopRequest, opts ...grpc.CallOption) (*StopResponse, error)
 	// Restart replaces the instance by a new one of the same spec.
 	Restart(ctx context.Context, in *RestartRequest, opts ...grpc.CallOption) (*RestartResponse, error)
+	// History gives the specs that were applied of late, oldest first.
+	History(ctx context.Context, in *HistoryRequest, opts ...grpc.CallOption) (*HistoryResponse, error)
+	// Rollback applies an older spec again, as ObjectService.Apply does.
+	Rollback(ctx context.Context, in *RollbackRequest, opts ...grpc.CallOption) (*RollbackResponse, error)
 	// Exec runs a command in a running workload. The first message is a start;
 	// the last answer is an exit.
 	Exec(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ExecRequest, ExecResponse], error)
@@ -83,6 +89,26 @@ func (c *workloadServiceClient) Restart(ctx context.Context, in *RestartRequest,
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(RestartResponse)
 	err := c.cc.Invoke(ctx, WorkloadService_Restart_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *workloadServiceClient) History(ctx context.Context, in *HistoryRequest, opts ...grpc.CallOption) (*HistoryResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(HistoryResponse)
+	err := c.cc.Invoke(ctx, WorkloadService_History_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *workloadServiceClient) Rollback(ctx context.Context, in *RollbackRequest, opts ...grpc.CallOption) (*RollbackResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RollbackResponse)
+	err := c.cc.Invoke(ctx, WorkloadService_Rollback_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -165,6 +191,10 @@ type WorkloadServiceServer interface {
 	Stop(context.Context, *StopRequest) (*StopResponse, error)
 	// Restart replaces the instance by a new one of the same spec.
 	Restart(context.Context, *RestartRequest) (*RestartResponse, error)
+	// History gives the specs that were applied of late, oldest first.
+	History(context.Context, *HistoryRequest) (*HistoryResponse, error)
+	// Rollback applies an older spec again, as ObjectService.Apply does.
+	Rollback(context.Context, *RollbackRequest) (*RollbackResponse, error)
 	// Exec runs a command in a running workload. The first message is a start;
 	// the last answer is an exit.
 	Exec(grpc.BidiStreamingServer[ExecRequest, ExecResponse]) error
@@ -192,6 +222,12 @@ func (UnimplementedWorkloadServiceServer) Stop(context.Context, *StopRequest) (*
 }
 func (UnimplementedWorkloadServiceServer) Restart(context.Context, *RestartRequest) (*RestartResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Restart not implemented")
+}
+func (UnimplementedWorkloadServiceServer) History(context.Context, *HistoryRequest) (*HistoryResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method History not implemented")
+}
+func (UnimplementedWorkloadServiceServer) Rollback(context.Context, *RollbackRequest) (*RollbackResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Rollback not implemented")
 }
 func (UnimplementedWorkloadServiceServer) Exec(grpc.BidiStreamingServer[ExecRequest, ExecResponse]) error {
 	return status.Error(codes.Unimplemented, "method Exec not implemented")
@@ -280,6 +316,42 @@ func _WorkloadService_Restart_Handler(srv interface{}, ctx context.Context, dec 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _WorkloadService_History_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(HistoryRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(WorkloadServiceServer).History(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: WorkloadService_History_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(WorkloadServiceServer).History(ctx, req.(*HistoryRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _WorkloadService_Rollback_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RollbackRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(WorkloadServiceServer).Rollback(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: WorkloadService_Rollback_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(WorkloadServiceServer).Rollback(ctx, req.(*RollbackRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _WorkloadService_Exec_Handler(srv interface{}, stream grpc.ServerStream) error {
 	return srv.(WorkloadServiceServer).Exec(&grpc.GenericServerStream[ExecRequest, ExecResponse]{ServerStream: stream})
 }
@@ -334,6 +406,14 @@ var WorkloadService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Restart",
 			Handler:    _WorkloadService_Restart_Handler,
+		},
+		{
+			MethodName: "History",
+			Handler:    _WorkloadService_History_Handler,
+		},
+		{
+			MethodName: "Rollback",
+			Handler:    _WorkloadService_Rollback_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

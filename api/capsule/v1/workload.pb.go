@@ -195,9 +195,19 @@ type WorkloadSpec struct {
 	DependsOn []string `protobuf:"bytes,16,rep,name=depends_on,json=dependsOn,proto3" json:"depends_on,omitempty"`
 	// "allow" (default) or "deny": the workload reaches others and the internet, but
 	// nothing on the networks around the capsule. Written within network.
-	Lan           string `protobuf:"bytes,17,opt,name=lan,proto3" json:"lan,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Lan string `protobuf:"bytes,17,opt,name=lan,proto3" json:"lan,omitempty"`
+	// A change that does not become healthy is taken back: what was healthy before
+	// runs again. Default true where there is a check and restart is not "never".
+	Rollback *bool `protobuf:"varint,18,opt,name=rollback,proto3,oneof" json:"rollback,omitempty"`
+	// Small files shown in the workload, which can't be written to.
+	Files []*File `protobuf:"bytes,19,rep,name=files,proto3" json:"files,omitempty"`
+	// Variables by name, with where their values are: "SECRET/KEY". Added to env.
+	SecretEnv map[string]string `protobuf:"bytes,20,rep,name=secret_env,json=secretEnv,proto3" json:"secret_env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// When a value that the workload uses is changed: "restart" (default, unless it is
+	// never to be restarted) or "none".
+	OnSecretChange string `protobuf:"bytes,21,opt,name=on_secret_change,json=onSecretChange,proto3" json:"on_secret_change,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *WorkloadSpec) Reset() {
@@ -345,6 +355,34 @@ func (x *WorkloadSpec) GetDependsOn() []string {
 func (x *WorkloadSpec) GetLan() string {
 	if x != nil {
 		return x.Lan
+	}
+	return ""
+}
+
+func (x *WorkloadSpec) GetRollback() bool {
+	if x != nil && x.Rollback != nil {
+		return *x.Rollback
+	}
+	return false
+}
+
+func (x *WorkloadSpec) GetFiles() []*File {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+func (x *WorkloadSpec) GetSecretEnv() map[string]string {
+	if x != nil {
+		return x.SecretEnv
+	}
+	return nil
+}
+
+func (x *WorkloadSpec) GetOnSecretChange() string {
+	if x != nil {
+		return x.OnSecretChange
 	}
 	return ""
 }
@@ -535,6 +573,88 @@ func (x *Mount) GetCopyImageContent() bool {
 	return false
 }
 
+// File is a small file that is shown in a workload: exactly one of content and secret.
+type File struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Absolute path inside the workload.
+	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	// What it holds.
+	Content *string `protobuf:"bytes,2,opt,name=content,proto3,oneof" json:"content,omitempty"`
+	// Where that is: "SECRET/KEY".
+	Secret string `protobuf:"bytes,3,opt,name=secret,proto3" json:"secret,omitempty"`
+	// Permissions in octal; default "0444" for content and "0400" for a secret.
+	Mode string `protobuf:"bytes,4,opt,name=mode,proto3" json:"mode,omitempty"`
+	// "user", "uid", "user:group" or "uid:gid"; default whom the workload runs as.
+	Owner         string `protobuf:"bytes,5,opt,name=owner,proto3" json:"owner,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *File) Reset() {
+	*x = File{}
+	mi := &file_capsule_v1_workload_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *File) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*File) ProtoMessage() {}
+
+func (x *File) ProtoReflect() protoreflect.Message {
+	mi := &file_capsule_v1_workload_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use File.ProtoReflect.Descriptor instead.
+func (*File) Descriptor() ([]byte, []int) {
+	return file_capsule_v1_workload_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *File) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *File) GetContent() string {
+	if x != nil && x.Content != nil {
+		return *x.Content
+	}
+	return ""
+}
+
+func (x *File) GetSecret() string {
+	if x != nil {
+		return x.Secret
+	}
+	return ""
+}
+
+func (x *File) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *File) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
 // Health is a check that is made again and again while a workload runs: exactly
 // one of exec, http and tcp. Short form in a manifest: "none".
 type Health struct {
@@ -567,7 +687,7 @@ type Health struct {
 
 func (x *Health) Reset() {
 	*x = Health{}
-	mi := &file_capsule_v1_workload_proto_msgTypes[3]
+	mi := &file_capsule_v1_workload_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -579,7 +699,7 @@ func (x *Health) String() string {
 func (*Health) ProtoMessage() {}
 
 func (x *Health) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_v1_workload_proto_msgTypes[3]
+	mi := &file_capsule_v1_workload_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -592,7 +712,7 @@ func (x *Health) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Health.ProtoReflect.Descriptor instead.
 func (*Health) Descriptor() ([]byte, []int) {
-	return file_capsule_v1_workload_proto_rawDescGZIP(), []int{3}
+	return file_capsule_v1_workload_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Health) GetExec() []string {
@@ -680,7 +800,7 @@ type HTTPCheck struct {
 
 func (x *HTTPCheck) Reset() {
 	*x = HTTPCheck{}
-	mi := &file_capsule_v1_workload_proto_msgTypes[4]
+	mi := &file_capsule_v1_workload_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -692,7 +812,7 @@ func (x *HTTPCheck) String() string {
 func (*HTTPCheck) ProtoMessage() {}
 
 func (x *HTTPCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_v1_workload_proto_msgTypes[4]
+	mi := &file_capsule_v1_workload_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -705,7 +825,7 @@ func (x *HTTPCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HTTPCheck.ProtoReflect.Descriptor instead.
 func (*HTTPCheck) Descriptor() ([]byte, []int) {
-	return file_capsule_v1_workload_proto_rawDescGZIP(), []int{4}
+	return file_capsule_v1_workload_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *HTTPCheck) GetPort() uint32 {
@@ -740,7 +860,7 @@ type TCPCheck struct {
 
 func (x *TCPCheck) Reset() {
 	*x = TCPCheck{}
-	mi := &file_capsule_v1_workload_proto_msgTypes[5]
+	mi := &file_capsule_v1_workload_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -752,7 +872,7 @@ func (x *TCPCheck) String() string {
 func (*TCPCheck) ProtoMessage() {}
 
 func (x *TCPCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_v1_workload_proto_msgTypes[5]
+	mi := &file_capsule_v1_workload_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -765,7 +885,7 @@ func (x *TCPCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TCPCheck.ProtoReflect.Descriptor instead.
 func (*TCPCheck) Descriptor() ([]byte, []int) {
-	return file_capsule_v1_workload_proto_rawDescGZIP(), []int{5}
+	return file_capsule_v1_workload_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *TCPCheck) GetPort() uint32 {
@@ -795,7 +915,7 @@ type Resources struct {
 
 func (x *Resources) Reset() {
 	*x = Resources{}
-	mi := &file_capsule_v1_workload_proto_msgTypes[6]
+	mi := &file_capsule_v1_workload_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -807,7 +927,7 @@ func (x *Resources) String() string {
 func (*Resources) ProtoMessage() {}
 
 func (x *Resources) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_v1_workload_proto_msgTypes[6]
+	mi := &file_capsule_v1_workload_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -820,7 +940,7 @@ func (x *Resources) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resources.ProtoReflect.Descriptor instead.
 func (*Resources) Descriptor() ([]byte, []int) {
-	return file_capsule_v1_workload_proto_rawDescGZIP(), []int{6}
+	return file_capsule_v1_workload_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Resources) GetMemory() int64 {
@@ -875,7 +995,7 @@ type IO struct {
 
 func (x *IO) Reset() {
 	*x = IO{}
-	mi := &file_capsule_v1_workload_proto_msgTypes[7]
+	mi := &file_capsule_v1_workload_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -887,7 +1007,7 @@ func (x *IO) String() string {
 func (*IO) ProtoMessage() {}
 
 func (x *IO) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_v1_workload_proto_msgTypes[7]
+	mi := &file_capsule_v1_workload_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -900,7 +1020,7 @@ func (x *IO) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IO.ProtoReflect.Descriptor instead.
 func (*IO) Descriptor() ([]byte, []int) {
-	return file_capsule_v1_workload_proto_rawDescGZIP(), []int{7}
+	return file_capsule_v1_workload_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *IO) GetRead() int64 {
@@ -942,7 +1062,7 @@ type Intent struct {
 
 func (x *Intent) Reset() {
 	*x = Intent{}
-	mi := &file_capsule_v1_workload_proto_msgTypes[8]
+	mi := &file_capsule_v1_workload_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -954,7 +1074,7 @@ func (x *Intent) String() string {
 func (*Intent) ProtoMessage() {}
 
 func (x *Intent) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_v1_workload_proto_msgTypes[8]
+	mi := &file_capsule_v1_workload_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -967,7 +1087,7 @@ func (x *Intent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Intent.ProtoReflect.Descriptor instead.
 func (*Intent) Descriptor() ([]byte, []int) {
-	return file_capsule_v1_workload_proto_rawDescGZIP(), []int{8}
+	return file_capsule_v1_workload_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Intent) GetStopped() bool {
@@ -992,7 +1112,7 @@ type Workload struct {
 
 func (x *Workload) Reset() {
 	*x = Workload{}
-	mi := &file_capsule_v1_workload_proto_msgTypes[9]
+	mi := &file_capsule_v1_workload_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1004,7 +1124,7 @@ func (x *Workload) String() string {
 func (*Workload) ProtoMessage() {}
 
 func (x *Workload) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_v1_workload_proto_msgTypes[9]
+	mi := &file_capsule_v1_workload_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1017,7 +1137,7 @@ func (x *Workload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Workload.ProtoReflect.Descriptor instead.
 func (*Workload) Descriptor() ([]byte, []int) {
-	return file_capsule_v1_workload_proto_rawDescGZIP(), []int{9}
+	return file_capsule_v1_workload_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Workload) GetSpec() *WorkloadSpec {
@@ -1050,7 +1170,7 @@ type WorkloadStatus struct {
 	// One sentence for the operator.
 	Message string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
 	// One word for programs: "operator", "oom", "exit", "signal", "image", "config",
-	// "volume", "dependency", "unhealthy".
+	// "volume", "dependency", "secret", "unhealthy".
 	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
 	// Generation that runs; differs from generation while an older one keeps serving.
 	RunningGeneration uint64 `protobuf:"varint,5,opt,name=running_generation,json=runningGeneration,proto3" json:"running_generation,omitempty"`
@@ -1079,13 +1199,20 @@ type WorkloadStatus struct {
 	// How the last check that mattered went, such as "exit code 1: refused"; at
 	// most 4 KiB.
 	HealthMessage string `protobuf:"bytes,17,opt,name=health_message,json=healthMessage,proto3" json:"health_message,omitempty"`
+	// Why this generation was given up for healthy_generation, which is kept running
+	// until another is declared; "" when it was not.
+	RolledBack string `protobuf:"bytes,18,opt,name=rolled_back,json=rolledBack,proto3" json:"rolled_back,omitempty"`
+	// Generation that was healthy last, or ran for ten seconds without a check.
+	HealthyGeneration uint64 `protobuf:"varint,19,opt,name=healthy_generation,json=healthyGeneration,proto3" json:"healthy_generation,omitempty"`
+	// This generation has to become healthy, or healthy_generation is gone back to.
+	OnTrial       bool `protobuf:"varint,20,opt,name=on_trial,json=onTrial,proto3" json:"on_trial,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WorkloadStatus) Reset() {
 	*x = WorkloadStatus{}
-	mi := &file_capsule_v1_workload_proto_msgTypes[10]
+	mi := &file_capsule_v1_workload_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1097,7 +1224,7 @@ func (x *WorkloadStatus) String() string {
 func (*WorkloadStatus) ProtoMessage() {}
 
 func (x *WorkloadStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_v1_workload_proto_msgTypes[10]
+	mi := &file_capsule_v1_workload_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1110,7 +1237,7 @@ func (x *WorkloadStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkloadStatus.ProtoReflect.Descriptor instead.
 func (*WorkloadStatus) Descriptor() ([]byte, []int) {
-	return file_capsule_v1_workload_proto_rawDescGZIP(), []int{10}
+	return file_capsule_v1_workload_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *WorkloadStatus) GetGeneration() uint64 {
@@ -1232,12 +1359,33 @@ func (x *WorkloadStatus) GetHealthMessage() string {
 	return ""
 }
 
+func (x *WorkloadStatus) GetRolledBack() string {
+	if x != nil {
+		return x.RolledBack
+	}
+	return ""
+}
+
+func (x *WorkloadStatus) GetHealthyGeneration() uint64 {
+	if x != nil {
+		return x.HealthyGeneration
+	}
+	return 0
+}
+
+func (x *WorkloadStatus) GetOnTrial() bool {
+	if x != nil {
+		return x.OnTrial
+	}
+	return false
+}
+
 var File_capsule_v1_workload_proto protoreflect.FileDescriptor
 
 const file_capsule_v1_workload_proto_rawDesc = "" +
 	"\n" +
 	"\x19capsule/v1/workload.proto\x12\n" +
-	"capsule.v1\x1a\x18capsule/v1/options.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x98\x05\n" +
+	"capsule.v1\x1a\x18capsule/v1/options.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9e\a\n" +
 	"\fWorkloadSpec\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\x12\x18\n" +
 	"\acommand\x18\x02 \x03(\tR\acommand\x12\x12\n" +
@@ -1260,10 +1408,19 @@ const file_capsule_v1_workload_proto_rawDesc = "" +
 	"\x06health\x18\x0f \x01(\v2\x12.capsule.v1.HealthR\x06health\x12\x1d\n" +
 	"\n" +
 	"depends_on\x18\x10 \x03(\tR\tdependsOn\x12\x10\n" +
-	"\x03lan\x18\x11 \x01(\tR\x03lan\x1a6\n" +
+	"\x03lan\x18\x11 \x01(\tR\x03lan\x12\x1f\n" +
+	"\brollback\x18\x12 \x01(\bH\x00R\brollback\x88\x01\x01\x12&\n" +
+	"\x05files\x18\x13 \x03(\v2\x10.capsule.v1.FileR\x05files\x12F\n" +
+	"\n" +
+	"secret_env\x18\x14 \x03(\v2'.capsule.v1.WorkloadSpec.SecretEnvEntryR\tsecretEnv\x12(\n" +
+	"\x10on_secret_change\x18\x15 \x01(\tR\x0eonSecretChange\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc0\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a<\n" +
+	"\x0eSecretEnvEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\v\n" +
+	"\t_rollback\"\xc0\x01\n" +
 	"\x04Port\x12\x1b\n" +
 	"\thost_port\x18\x01 \x01(\rR\bhostPort\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x1a\n" +
@@ -1278,7 +1435,15 @@ const file_capsule_v1_workload_proto_rawDesc = "" +
 	"\tread_only\x18\x03 \x01(\bR\breadOnly\x12\x16\n" +
 	"\x06shared\x18\x04 \x01(\bR\x06shared\x121\n" +
 	"\x12copy_image_content\x18\x05 \x01(\bH\x00R\x10copyImageContent\x88\x01\x01B\x15\n" +
-	"\x13_copy_image_content\"\xa8\x03\n" +
+	"\x13_copy_image_content\"\x87\x01\n" +
+	"\x04File\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x1d\n" +
+	"\acontent\x18\x02 \x01(\tH\x00R\acontent\x88\x01\x01\x12\x16\n" +
+	"\x06secret\x18\x03 \x01(\tR\x06secret\x12\x12\n" +
+	"\x04mode\x18\x04 \x01(\tR\x04mode\x12\x14\n" +
+	"\x05owner\x18\x05 \x01(\tR\x05ownerB\n" +
+	"\n" +
+	"\b_content\"\xa8\x03\n" +
 	"\x06Health\x12\x12\n" +
 	"\x04exec\x18\x01 \x03(\tR\x04exec\x12)\n" +
 	"\x04http\x18\x02 \x01(\v2\x15.capsule.v1.HTTPCheckR\x04http\x12&\n" +
@@ -1314,7 +1479,7 @@ const file_capsule_v1_workload_proto_rawDesc = "" +
 	"\bWorkload\x12,\n" +
 	"\x04spec\x18\x01 \x01(\v2\x18.capsule.v1.WorkloadSpecR\x04spec\x12*\n" +
 	"\x06intent\x18\x02 \x01(\v2\x12.capsule.v1.IntentR\x06intent\x122\n" +
-	"\x06status\x18\x03 \x01(\v2\x1a.capsule.v1.WorkloadStatusR\x06status\"\xab\x05\n" +
+	"\x06status\x18\x03 \x01(\v2\x1a.capsule.v1.WorkloadStatusR\x06status\"\x96\x06\n" +
 	"\x0eWorkloadStatus\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
@@ -1337,7 +1502,11 @@ const file_capsule_v1_workload_proto_rawDesc = "" +
 	"\bfailures\x18\x0e \x01(\rR\bfailures\x12\x1a\n" +
 	"\bemulated\x18\x0f \x01(\bR\bemulated\x12/\n" +
 	"\x06health\x18\x10 \x01(\x0e2\x17.capsule.v1.HealthStateR\x06health\x12%\n" +
-	"\x0ehealth_message\x18\x11 \x01(\tR\rhealthMessageB\f\n" +
+	"\x0ehealth_message\x18\x11 \x01(\tR\rhealthMessage\x12\x1f\n" +
+	"\vrolled_back\x18\x12 \x01(\tR\n" +
+	"rolledBack\x12-\n" +
+	"\x12healthy_generation\x18\x13 \x01(\x04R\x11healthyGeneration\x12\x19\n" +
+	"\bon_trial\x18\x14 \x01(\bR\aonTrialB\f\n" +
 	"\n" +
 	"_exit_code*|\n" +
 	"\vHealthState\x12\x1c\n" +
@@ -1370,52 +1539,56 @@ func file_capsule_v1_workload_proto_rawDescGZIP() []byte {
 }
 
 var file_capsule_v1_workload_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_capsule_v1_workload_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_capsule_v1_workload_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_capsule_v1_workload_proto_goTypes = []any{
 	(HealthState)(0),              // 0: capsule.v1.HealthState
 	(Phase)(0),                    // 1: capsule.v1.Phase
 	(*WorkloadSpec)(nil),          // 2: capsule.v1.WorkloadSpec
 	(*Port)(nil),                  // 3: capsule.v1.Port
 	(*Mount)(nil),                 // 4: capsule.v1.Mount
-	(*Health)(nil),                // 5: capsule.v1.Health
-	(*HTTPCheck)(nil),             // 6: capsule.v1.HTTPCheck
-	(*TCPCheck)(nil),              // 7: capsule.v1.TCPCheck
-	(*Resources)(nil),             // 8: capsule.v1.Resources
-	(*IO)(nil),                    // 9: capsule.v1.IO
-	(*Intent)(nil),                // 10: capsule.v1.Intent
-	(*Workload)(nil),              // 11: capsule.v1.Workload
-	(*WorkloadStatus)(nil),        // 12: capsule.v1.WorkloadStatus
-	nil,                           // 13: capsule.v1.WorkloadSpec.EnvEntry
-	(*durationpb.Duration)(nil),   // 14: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
+	(*File)(nil),                  // 5: capsule.v1.File
+	(*Health)(nil),                // 6: capsule.v1.Health
+	(*HTTPCheck)(nil),             // 7: capsule.v1.HTTPCheck
+	(*TCPCheck)(nil),              // 8: capsule.v1.TCPCheck
+	(*Resources)(nil),             // 9: capsule.v1.Resources
+	(*IO)(nil),                    // 10: capsule.v1.IO
+	(*Intent)(nil),                // 11: capsule.v1.Intent
+	(*Workload)(nil),              // 12: capsule.v1.Workload
+	(*WorkloadStatus)(nil),        // 13: capsule.v1.WorkloadStatus
+	nil,                           // 14: capsule.v1.WorkloadSpec.EnvEntry
+	nil,                           // 15: capsule.v1.WorkloadSpec.SecretEnvEntry
+	(*durationpb.Duration)(nil),   // 16: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
 }
 var file_capsule_v1_workload_proto_depIdxs = []int32{
-	13, // 0: capsule.v1.WorkloadSpec.env:type_name -> capsule.v1.WorkloadSpec.EnvEntry
+	14, // 0: capsule.v1.WorkloadSpec.env:type_name -> capsule.v1.WorkloadSpec.EnvEntry
 	3,  // 1: capsule.v1.WorkloadSpec.ports:type_name -> capsule.v1.Port
 	4,  // 2: capsule.v1.WorkloadSpec.mounts:type_name -> capsule.v1.Mount
-	8,  // 3: capsule.v1.WorkloadSpec.resources:type_name -> capsule.v1.Resources
-	14, // 4: capsule.v1.WorkloadSpec.stop_grace:type_name -> google.protobuf.Duration
-	5,  // 5: capsule.v1.WorkloadSpec.health:type_name -> capsule.v1.Health
-	6,  // 6: capsule.v1.Health.http:type_name -> capsule.v1.HTTPCheck
-	7,  // 7: capsule.v1.Health.tcp:type_name -> capsule.v1.TCPCheck
-	14, // 8: capsule.v1.Health.interval:type_name -> google.protobuf.Duration
-	14, // 9: capsule.v1.Health.timeout:type_name -> google.protobuf.Duration
-	14, // 10: capsule.v1.Health.start_period:type_name -> google.protobuf.Duration
-	14, // 11: capsule.v1.Health.start_interval:type_name -> google.protobuf.Duration
-	9,  // 12: capsule.v1.Resources.io:type_name -> capsule.v1.IO
-	2,  // 13: capsule.v1.Workload.spec:type_name -> capsule.v1.WorkloadSpec
-	10, // 14: capsule.v1.Workload.intent:type_name -> capsule.v1.Intent
-	12, // 15: capsule.v1.Workload.status:type_name -> capsule.v1.WorkloadStatus
-	1,  // 16: capsule.v1.WorkloadStatus.phase:type_name -> capsule.v1.Phase
-	15, // 17: capsule.v1.WorkloadStatus.started_at:type_name -> google.protobuf.Timestamp
-	15, // 18: capsule.v1.WorkloadStatus.finished_at:type_name -> google.protobuf.Timestamp
-	15, // 19: capsule.v1.WorkloadStatus.next_start_at:type_name -> google.protobuf.Timestamp
-	0,  // 20: capsule.v1.WorkloadStatus.health:type_name -> capsule.v1.HealthState
-	21, // [21:21] is the sub-list for method output_type
-	21, // [21:21] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	9,  // 3: capsule.v1.WorkloadSpec.resources:type_name -> capsule.v1.Resources
+	16, // 4: capsule.v1.WorkloadSpec.stop_grace:type_name -> google.protobuf.Duration
+	6,  // 5: capsule.v1.WorkloadSpec.health:type_name -> capsule.v1.Health
+	5,  // 6: capsule.v1.WorkloadSpec.files:type_name -> capsule.v1.File
+	15, // 7: capsule.v1.WorkloadSpec.secret_env:type_name -> capsule.v1.WorkloadSpec.SecretEnvEntry
+	7,  // 8: capsule.v1.Health.http:type_name -> capsule.v1.HTTPCheck
+	8,  // 9: capsule.v1.Health.tcp:type_name -> capsule.v1.TCPCheck
+	16, // 10: capsule.v1.Health.interval:type_name -> google.protobuf.Duration
+	16, // 11: capsule.v1.Health.timeout:type_name -> google.protobuf.Duration
+	16, // 12: capsule.v1.Health.start_period:type_name -> google.protobuf.Duration
+	16, // 13: capsule.v1.Health.start_interval:type_name -> google.protobuf.Duration
+	10, // 14: capsule.v1.Resources.io:type_name -> capsule.v1.IO
+	2,  // 15: capsule.v1.Workload.spec:type_name -> capsule.v1.WorkloadSpec
+	11, // 16: capsule.v1.Workload.intent:type_name -> capsule.v1.Intent
+	13, // 17: capsule.v1.Workload.status:type_name -> capsule.v1.WorkloadStatus
+	1,  // 18: capsule.v1.WorkloadStatus.phase:type_name -> capsule.v1.Phase
+	17, // 19: capsule.v1.WorkloadStatus.started_at:type_name -> google.protobuf.Timestamp
+	17, // 20: capsule.v1.WorkloadStatus.finished_at:type_name -> google.protobuf.Timestamp
+	17, // 21: capsule.v1.WorkloadStatus.next_start_at:type_name -> google.protobuf.Timestamp
+	0,  // 22: capsule.v1.WorkloadStatus.health:type_name -> capsule.v1.HealthState
+	23, // [23:23] is the sub-list for method output_type
+	23, // [23:23] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_capsule_v1_workload_proto_init() }
@@ -1424,15 +1597,17 @@ func file_capsule_v1_workload_proto_init() {
 		return
 	}
 	file_capsule_v1_options_proto_init()
+	file_capsule_v1_workload_proto_msgTypes[0].OneofWrappers = []any{}
 	file_capsule_v1_workload_proto_msgTypes[2].OneofWrappers = []any{}
-	file_capsule_v1_workload_proto_msgTypes[10].OneofWrappers = []any{}
+	file_capsule_v1_workload_proto_msgTypes[3].OneofWrappers = []any{}
+	file_capsule_v1_workload_proto_msgTypes[11].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_capsule_v1_workload_proto_rawDesc), len(file_capsule_v1_workload_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   12,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
