@@ -18,6 +18,9 @@ func specOf(obj *v1.Object) proto.Message {
 	if s := obj.GetVolume().GetSpec(); s != nil {
 		return s
 	}
+	if s := obj.GetCapsule().GetSpec(); s != nil {
+		return s
+	}
 	return nil
 }
 
@@ -27,6 +30,9 @@ func statusOf(obj *v1.Object) proto.Message {
 		return s
 	}
 	if s := obj.GetVolume().GetStatus(); s != nil {
+		return s
+	}
+	if s := obj.GetCapsule().GetStatus(); s != nil {
 		return s
 	}
 	return nil
@@ -40,6 +46,8 @@ func pending(obj *v1.Object) proto.Message {
 		return &v1.WorkloadStatus{Phase: v1.Phase_PHASE_PENDING}
 	case *v1.Object_Volume:
 		return &v1.VolumeStatus{Phase: v1.VolumePhase_VOLUME_PHASE_PENDING}
+	case *v1.Object_Capsule:
+		return &v1.CapsuleStatus{Phase: v1.CapsulePhase_CAPSULE_PHASE_PENDING}
 	}
 	return nil
 }
@@ -55,6 +63,10 @@ func put(obj *v1.Object, part proto.Message) {
 		if obj.GetVolume() == nil {
 			obj.Kind = &v1.Object_Volume{Volume: &v1.Volume{}}
 		}
+	case *v1.CapsuleSpec, *v1.CapsuleStatus:
+		if obj.GetCapsule() == nil {
+			obj.Kind = &v1.Object_Capsule{Capsule: &v1.Capsule{}}
+		}
 	}
 	switch part := part.(type) {
 	case *v1.WorkloadSpec:
@@ -65,13 +77,20 @@ func put(obj *v1.Object, part proto.Message) {
 		obj.GetVolume().Spec = part
 	case *v1.VolumeStatus:
 		obj.GetVolume().Status = part
+	case *v1.CapsuleSpec:
+		obj.GetCapsule().Spec = part
+	case *v1.CapsuleStatus:
+		obj.GetCapsule().Status = part
 	}
 }
 
 // fits tells whether obj holds what its kind says.
 func fits(obj *v1.Object) bool {
-	if class(obj.GetMeta().GetKind()) == classVolume {
+	switch class(obj.GetMeta().GetKind()) {
+	case classVolume:
 		return obj.GetVolume() != nil
+	case classCapsule:
+		return obj.GetCapsule() != nil
 	}
 	return obj.GetWorkload() != nil
 }
@@ -84,6 +103,8 @@ func bare(obj *v1.Object) *v1.Object {
 		kind.Workload.Status = nil
 	case *v1.Object_Volume:
 		kind.Volume.Status = nil
+	case *v1.Object_Capsule:
+		kind.Capsule.Status = nil
 	}
 	return obj
 }

@@ -35,6 +35,7 @@ type view struct {
 const (
 	classWorkload = "workload"
 	classVolume   = "volume"
+	classCapsule  = "capsule"
 )
 
 // class groups kinds whose names are unique together.
@@ -276,6 +277,43 @@ func (s *Store) Mutate(name, event string, fn func(*v1.Object) error) (*v1.Objec
 	return obj, nil
 }
 
+// Edit changes the spec of one object, which is made when it is not there: edit
+// gets what is declared now, empty when that is nothing. The result is as of an
+// apply, also when nothing changed. check is that of Apply.
+func (s *Store) Edit(ctx context.Context, kind, name string, edit func(*v1.Object) error, check func(View, []*v1.Object) error) (*v1.ApplyResult, error) {
+	var result *v1.ApplyResult
+	err := s.update(func(tx *bolt.Tx) ([]Change, error) {
+		if err := ctx.Err(); err != nil { // it ended while others wrote
+			return nil, err
+		}
+		v := view{tx: tx, old: map[string]*v1.Object{}}
+		obj, err := v.Get(kind, name)
+		if errdefs.IsNotFound(err) {
+			obj, err = &v1.Object{Meta: &v1.Meta{Kind: kind, Name: name}}, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		obj = bare(obj)
+		if err := edit(obj); err != nil {
+			return nil, err
+		}
+		if err := distinct([]*v1.Object{obj}); err != nil {
+			return nil, err
+		}
+		var changes []Change
+		if result, changes, err = applyOne(v, obj); err != nil {
+			return nil, fmt.Errorf("change %s %q: %w", strings.ToLower(kind), name, err)
+		}
+		return changes, checkAll(v, []*v1.ApplyResult{result}, check)
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.copier.wake()
+	return result, nil
+}
+
 // Delete asks for the removal of an object; the loop calls Remove when nothing
 // is left of it. Asking again is success.
 func (s *Store) Delete(kind, name string) error { return s.DeleteIf(kind, name, nil) }
@@ -340,6 +378,11 @@ func (s *Store) PutStatus(uid string, status *v1.WorkloadStatus, events ...Happe
 // PutVolumeStatus is PutStatus for a volume.
 func (s *Store) PutVolumeStatus(uid string, status *v1.VolumeStatus) error {
 	return s.putStatus(uid, proto.CloneOf(status), nil)
+}
+
+// PutCapsuleStatus is PutStatus for the machine itself.
+func (s *Store) PutCapsuleStatus(uid string, status *v1.CapsuleStatus, events ...Happening) error {
+	return s.putStatus(uid, proto.CloneOf(status), events)
 }
 
 func (s *Store) putStatus(uid string, status proto.Message, events []Happening) error {
