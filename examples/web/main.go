@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"log"
@@ -15,27 +16,27 @@ import (
 	"time"
 )
 
-const (
-	address   = ":8080"
-	answerMax = 5 * time.Second
-)
+const answerMax = 5 * time.Second
 
 func main() {
 	log.SetFlags(0)
 	log.SetOutput(os.Stdout)
-	if len(os.Args) == 3 && os.Args[1] == "-get" {
-		if err := get(os.Args[2]); err != nil {
+	address := flag.String("listen", ":8080", "address to serve")
+	path := flag.String("get", "", "print this page of the server that runs beside it, and end")
+	flag.Parse()
+	if *path != "" {
+		if err := get(*address, *path); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
 		return
 	}
-	if err := serve(); err != nil {
+	if err := serve(*address); err != nil {
 		log.Fatal(err)
 	}
 }
 
-func serve() error {
+func serve(address string) error {
 	host, err := os.Hostname()
 	if err != nil {
 		return err
@@ -71,8 +72,8 @@ func ignoreClosed(err error) error {
 	return err
 }
 
-// get prints a page of the server that runs beside it.
-func get(path string) error {
+// get prints a page of the server at an address of this machine.
+func get(address, path string) error {
 	client := &http.Client{Timeout: answerMax}
 	answer, err := client.Get("http://127.0.0.1" + address + path)
 	if err != nil {
