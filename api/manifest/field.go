@@ -17,8 +17,16 @@ import (
 
 const durationName = protoreflect.FullName("google.protobuf.Duration")
 
-// resourcesName is that of the limits, whose absence means none.
-var resourcesName = (*capsulev1.Resources)(nil).ProtoReflect().Descriptor().FullName()
+// isLimit tells a size whose absence means no limit.
+func isLimit(f protoreflect.FieldDescriptor) bool {
+	switch f.Parent().FullName() {
+	case (*capsulev1.Resources)(nil).ProtoReflect().Descriptor().FullName():
+		return f.Name() == "memory"
+	case (*capsulev1.IO)(nil).ProtoReflect().Descriptor().FullName():
+		return true
+	}
+	return false
+}
 
 // field reads the value of one field of m.
 func (d *document) field(m protoreflect.Message, f protoreflect.FieldDescriptor, n *yaml.Node, path string) {
@@ -184,7 +192,7 @@ func (d *document) number(f protoreflect.FieldDescriptor, n *yaml.Node, path str
 	switch format(f) {
 	case capsulev1.Format_FORMAT_SIZE:
 		hint := ""
-		if f.Parent().FullName() == resourcesName {
+		if isLimit(f) {
 			hint = noLimit
 		}
 		x, err = parseSize(n.Value, hint)

@@ -46,6 +46,8 @@ resources:
   memory: 1.5GiB
   cpus: 1.5
   pids: 100
+  io: {read: 20MB, write: 10MiB, readOperations: 500, writeOperations: 10}
+  disk: 2GiB
 restart: on-failure
 user: "1000:1000"
 workingDir: /srv
@@ -81,8 +83,9 @@ func wholeObject() *capsulev1.Object {
 				{HostPort: 8083, Port: 80, Protocol: "udp", Address: "10.0.0.1"},
 				{HostPort: 49100, Port: 22},
 			},
-			Network:    "bridge",
-			Resources:  &capsulev1.Resources{Memory: 3 << 29, Cpus: 1500, Pids: 100},
+			Network: "bridge",
+			Resources: &capsulev1.Resources{Memory: 3 << 29, Cpus: 1500, Pids: 100, Disk: 2 << 30,
+				Io: &capsulev1.IO{Read: 20e6, Write: 10 << 20, ReadOperations: 500, WriteOperations: 10}},
 			Restart:    "on-failure",
 			User:       "1000:1000",
 			WorkingDir: "/srv",
@@ -212,6 +215,15 @@ func TestRefused(t *testing.T) {
 		{"resources: {memory: 1MiB}", `4:21: resources.memory must be at least 6MiB`},
 		{"resources: {cpus: 1.2345}", `4:19: resources.cpus: want a number of processors`},
 		{"resources: {cpus: 0.001}", `4:19: resources.cpus must be within 0.01 and 512`},
+		{"resources: {disk: 0}", `4:19: resources.disk: size "0" must be above zero`},
+		{"resources: {disk: 31MiB}", `4:19: resources.disk must be within 32MiB and 16TiB`},
+		{"resources: {io: 10MB}", `4:17: resources.io: want fields, found "10MB"`},
+		{"resources: {io: {read: 10}}", `4:24: resources.io.read: size "10" has no unit`},
+		{"resources: {io: {read: 0}}", `4:24: resources.io.read: size "0" must be above zero; leave the field out for no limit`},
+		{"resources: {io: {write: 63KiB}}", `4:25: resources.io.write must be within 64KiB and 1TiB`},
+		{"resources: {io: {readOperations: 9}}", `4:34: resources.io.readOperations must be within 10 and 1000000000 in a second`},
+		{"resources: {io: {writeOperations: 1MB}}", `4:35: resources.io.writeOperations: want a decimal number, found "1MB"`},
+		{"resources: {io: {device_write_bps: 1MB}}", `4:18: unknown field "device_write_bps"; it is called "write" here`},
 		{"resources: 1GiB", `4:12: resources: want fields, found "1GiB"`},
 		// Words.
 		{"network: brigde", `4:10: unknown network "brigde"; did you mean "bridge"?`},
