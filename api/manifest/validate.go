@@ -269,22 +269,6 @@ func (c *check) env(env map[string]string) {
 	}
 }
 
-func (c *check) resources(r *capsulev1.Resources) {
-	least, most, of := int64(MemoryMin), int64(cpusMax), ""
-	if c.microVM {
-		least, most, of = vmMemoryMin, vmCPUsMax, " in a MicroVM"
-	}
-	if m := r.GetMemory(); m != 0 && m < least {
-		c.add("resources.memory", "resources.memory must be at least %s%s", FormatSize(least), of)
-	}
-	if n := r.GetCpus(); n != 0 && (n < cpusMin || n > most) {
-		c.add("resources.cpus", "resources.cpus must be within %s and %s%s", formatCPUs(cpusMin), formatCPUs(most), of)
-	}
-	if n := r.GetPids(); n < 0 || n > pidsMax {
-		c.add("resources.pids", "resources.pids must be within 1 and %d", pidsMax)
-	}
-}
-
 func (c *check) user(user string) {
 	if user == "" {
 		return
