@@ -712,6 +712,114 @@ func (*RestartServiceResponse) Descriptor() ([]byte, []int) {
 	return file_capsule_v1_capsule_proto_rawDescGZIP(), []int{9}
 }
 
+type ConfirmNetworkRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of the object of kind Capsule that is tried.
+	Generation uint64 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	// From the answer before; empty in the first call.
+	Proof         []byte `protobuf:"bytes,2,opt,name=proof,proto3" json:"proof,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConfirmNetworkRequest) Reset() {
+	*x = ConfirmNetworkRequest{}
+	mi := &file_capsule_v1_capsule_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfirmNetworkRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfirmNetworkRequest) ProtoMessage() {}
+
+func (x *ConfirmNetworkRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_capsule_v1_capsule_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfirmNetworkRequest.ProtoReflect.Descriptor instead.
+func (*ConfirmNetworkRequest) Descriptor() ([]byte, []int) {
+	return file_capsule_v1_capsule_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ConfirmNetworkRequest) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *ConfirmNetworkRequest) GetProof() []byte {
+	if x != nil {
+		return x.Proof
+	}
+	return nil
+}
+
+type ConfirmNetworkResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// For the next call, until it is confirmed.
+	Proof []byte `protobuf:"bytes,1,opt,name=proof,proto3" json:"proof,omitempty"`
+	// It is kept from now on, or was confirmed before.
+	Confirmed     bool `protobuf:"varint,2,opt,name=confirmed,proto3" json:"confirmed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConfirmNetworkResponse) Reset() {
+	*x = ConfirmNetworkResponse{}
+	mi := &file_capsule_v1_capsule_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfirmNetworkResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfirmNetworkResponse) ProtoMessage() {}
+
+func (x *ConfirmNetworkResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_capsule_v1_capsule_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfirmNetworkResponse.ProtoReflect.Descriptor instead.
+func (*ConfirmNetworkResponse) Descriptor() ([]byte, []int) {
+	return file_capsule_v1_capsule_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ConfirmNetworkResponse) GetProof() []byte {
+	if x != nil {
+		return x.Proof
+	}
+	return nil
+}
+
+func (x *ConfirmNetworkResponse) GetConfirmed() bool {
+	if x != nil {
+		return x.Confirmed
+	}
+	return false
+}
+
 type AuditRequest struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Follow bool                   `protobuf:"varint,1,opt,name=follow,proto3" json:"follow,omitempty"`
@@ -725,7 +833,7 @@ type AuditRequest struct {
 
 func (x *AuditRequest) Reset() {
 	*x = AuditRequest{}
-	mi := &file_capsule_v1_capsule_proto_msgTypes[10]
+	mi := &file_capsule_v1_capsule_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -737,7 +845,7 @@ func (x *AuditRequest) String() string {
 func (*AuditRequest) ProtoMessage() {}
 
 func (x *AuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_v1_capsule_proto_msgTypes[10]
+	mi := &file_capsule_v1_capsule_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -750,7 +858,7 @@ func (x *AuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditRequest.ProtoReflect.Descriptor instead.
 func (*AuditRequest) Descriptor() ([]byte, []int) {
-	return file_capsule_v1_capsule_proto_rawDescGZIP(), []int{10}
+	return file_capsule_v1_capsule_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *AuditRequest) GetFollow() bool {
@@ -804,7 +912,7 @@ type AuditResponse struct {
 
 func (x *AuditResponse) Reset() {
 	*x = AuditResponse{}
-	mi := &file_capsule_v1_capsule_proto_msgTypes[11]
+	mi := &file_capsule_v1_capsule_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -816,7 +924,7 @@ func (x *AuditResponse) String() string {
 func (*AuditResponse) ProtoMessage() {}
 
 func (x *AuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_v1_capsule_proto_msgTypes[11]
+	mi := &file_capsule_v1_capsule_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -829,7 +937,7 @@ func (x *AuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditResponse.ProtoReflect.Descriptor instead.
 func (*AuditResponse) Descriptor() ([]byte, []int) {
-	return file_capsule_v1_capsule_proto_rawDescGZIP(), []int{11}
+	return file_capsule_v1_capsule_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *AuditResponse) GetTime() *timestamppb.Timestamp {
@@ -952,7 +1060,15 @@ const file_capsule_v1_capsule_proto_rawDesc = "" +
 	"\x10ShutdownResponse\"1\n" +
 	"\x15RestartServiceRequest\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\"\x18\n" +
-	"\x16RestartServiceResponse\"l\n" +
+	"\x16RestartServiceResponse\"M\n" +
+	"\x15ConfirmNetworkRequest\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\x04R\n" +
+	"generation\x12\x14\n" +
+	"\x05proof\x18\x02 \x01(\fR\x05proof\"L\n" +
+	"\x16ConfirmNetworkResponse\x12\x14\n" +
+	"\x05proof\x18\x01 \x01(\fR\x05proof\x12\x1c\n" +
+	"\tconfirmed\x18\x02 \x01(\bR\tconfirmed\"l\n" +
 	"\fAuditRequest\x12\x16\n" +
 	"\x06follow\x18\x01 \x01(\bR\x06follow\x120\n" +
 	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x12\n" +
@@ -973,13 +1089,14 @@ const file_capsule_v1_capsule_proto_rawDesc = "" +
 	"\x10MODE_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vMODE_NORMAL\x10\x01\x12\x11\n" +
 	"\rMODE_RECOVERY\x10\x02\x12\x12\n" +
-	"\x0eMODE_INSTALLER\x10\x032\xe9\x03\n" +
+	"\x0eMODE_INSTALLER\x10\x032\xc8\x04\n" +
 	"\x0eCapsuleService\x12?\n" +
 	"\x04Info\x12\x17.capsule.v1.InfoRequest\x1a\x18.capsule.v1.InfoResponse\"\x04\x88\xb5\x18\x01\x12]\n" +
 	"\x04Logs\x12%.capsule.v1.CapsuleServiceLogsRequest\x1a&.capsule.v1.CapsuleServiceLogsResponse\"\x04\x88\xb5\x18\x010\x01\x12E\n" +
 	"\x06Reboot\x12\x19.capsule.v1.RebootRequest\x1a\x1a.capsule.v1.RebootResponse\"\x04\x88\xb5\x18\x03\x12K\n" +
 	"\bShutdown\x12\x1b.capsule.v1.ShutdownRequest\x1a\x1c.capsule.v1.ShutdownResponse\"\x04\x88\xb5\x18\x03\x12]\n" +
-	"\x0eRestartService\x12!.capsule.v1.RestartServiceRequest\x1a\".capsule.v1.RestartServiceResponse\"\x04\x88\xb5\x18\x03\x12D\n" +
+	"\x0eRestartService\x12!.capsule.v1.RestartServiceRequest\x1a\".capsule.v1.RestartServiceResponse\"\x04\x88\xb5\x18\x03\x12]\n" +
+	"\x0eConfirmNetwork\x12!.capsule.v1.ConfirmNetworkRequest\x1a\".capsule.v1.ConfirmNetworkResponse\"\x04\x88\xb5\x18\x03\x12D\n" +
 	"\x05Audit\x12\x18.capsule.v1.AuditRequest\x1a\x19.capsule.v1.AuditResponse\"\x04\x88\xb5\x18\x030\x01B\"Z capsule/api/capsule/v1;capsulev1b\x06proto3"
 
 var (
@@ -995,7 +1112,7 @@ func file_capsule_v1_capsule_proto_rawDescGZIP() []byte {
 }
 
 var file_capsule_v1_capsule_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_capsule_v1_capsule_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_capsule_v1_capsule_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_capsule_v1_capsule_proto_goTypes = []any{
 	(Mode)(0),                          // 0: capsule.v1.Mode
 	(*InfoRequest)(nil),                // 1: capsule.v1.InfoRequest
@@ -1008,37 +1125,41 @@ var file_capsule_v1_capsule_proto_goTypes = []any{
 	(*ShutdownResponse)(nil),           // 8: capsule.v1.ShutdownResponse
 	(*RestartServiceRequest)(nil),      // 9: capsule.v1.RestartServiceRequest
 	(*RestartServiceResponse)(nil),     // 10: capsule.v1.RestartServiceResponse
-	(*AuditRequest)(nil),               // 11: capsule.v1.AuditRequest
-	(*AuditResponse)(nil),              // 12: capsule.v1.AuditResponse
-	(*timestamppb.Timestamp)(nil),      // 13: google.protobuf.Timestamp
-	(*Pool)(nil),                       // 14: capsule.v1.Pool
-	(*TentativeSystem)(nil),            // 15: capsule.v1.TentativeSystem
-	(*durationpb.Duration)(nil),        // 16: google.protobuf.Duration
+	(*ConfirmNetworkRequest)(nil),      // 11: capsule.v1.ConfirmNetworkRequest
+	(*ConfirmNetworkResponse)(nil),     // 12: capsule.v1.ConfirmNetworkResponse
+	(*AuditRequest)(nil),               // 13: capsule.v1.AuditRequest
+	(*AuditResponse)(nil),              // 14: capsule.v1.AuditResponse
+	(*timestamppb.Timestamp)(nil),      // 15: google.protobuf.Timestamp
+	(*Pool)(nil),                       // 16: capsule.v1.Pool
+	(*TentativeSystem)(nil),            // 17: capsule.v1.TentativeSystem
+	(*durationpb.Duration)(nil),        // 18: google.protobuf.Duration
 }
 var file_capsule_v1_capsule_proto_depIdxs = []int32{
 	0,  // 0: capsule.v1.InfoResponse.mode:type_name -> capsule.v1.Mode
-	13, // 1: capsule.v1.InfoResponse.booted_at:type_name -> google.protobuf.Timestamp
-	13, // 2: capsule.v1.InfoResponse.time:type_name -> google.protobuf.Timestamp
-	14, // 3: capsule.v1.InfoResponse.pool:type_name -> capsule.v1.Pool
-	15, // 4: capsule.v1.InfoResponse.tentative:type_name -> capsule.v1.TentativeSystem
-	13, // 5: capsule.v1.CapsuleServiceLogsResponse.time:type_name -> google.protobuf.Timestamp
-	13, // 6: capsule.v1.AuditRequest.since:type_name -> google.protobuf.Timestamp
-	13, // 7: capsule.v1.AuditResponse.time:type_name -> google.protobuf.Timestamp
-	16, // 8: capsule.v1.AuditResponse.duration:type_name -> google.protobuf.Duration
+	15, // 1: capsule.v1.InfoResponse.booted_at:type_name -> google.protobuf.Timestamp
+	15, // 2: capsule.v1.InfoResponse.time:type_name -> google.protobuf.Timestamp
+	16, // 3: capsule.v1.InfoResponse.pool:type_name -> capsule.v1.Pool
+	17, // 4: capsule.v1.InfoResponse.tentative:type_name -> capsule.v1.TentativeSystem
+	15, // 5: capsule.v1.CapsuleServiceLogsResponse.time:type_name -> google.protobuf.Timestamp
+	15, // 6: capsule.v1.AuditRequest.since:type_name -> google.protobuf.Timestamp
+	15, // 7: capsule.v1.AuditResponse.time:type_name -> google.protobuf.Timestamp
+	18, // 8: capsule.v1.AuditResponse.duration:type_name -> google.protobuf.Duration
 	1,  // 9: capsule.v1.CapsuleService.Info:input_type -> capsule.v1.InfoRequest
 	3,  // 10: capsule.v1.CapsuleService.Logs:input_type -> capsule.v1.CapsuleServiceLogsRequest
 	5,  // 11: capsule.v1.CapsuleService.Reboot:input_type -> capsule.v1.RebootRequest
 	7,  // 12: capsule.v1.CapsuleService.Shutdown:input_type -> capsule.v1.ShutdownRequest
 	9,  // 13: capsule.v1.CapsuleService.RestartService:input_type -> capsule.v1.RestartServiceRequest
-	11, // 14: capsule.v1.CapsuleService.Audit:input_type -> capsule.v1.AuditRequest
-	2,  // 15: capsule.v1.CapsuleService.Info:output_type -> capsule.v1.InfoResponse
-	4,  // 16: capsule.v1.CapsuleService.Logs:output_type -> capsule.v1.CapsuleServiceLogsResponse
-	6,  // 17: capsule.v1.CapsuleService.Reboot:output_type -> capsule.v1.RebootResponse
-	8,  // 18: capsule.v1.CapsuleService.Shutdown:output_type -> capsule.v1.ShutdownResponse
-	10, // 19: capsule.v1.CapsuleService.RestartService:output_type -> capsule.v1.RestartServiceResponse
-	12, // 20: capsule.v1.CapsuleService.Audit:output_type -> capsule.v1.AuditResponse
-	15, // [15:21] is the sub-list for method output_type
-	9,  // [9:15] is the sub-list for method input_type
+	11, // 14: capsule.v1.CapsuleService.ConfirmNetwork:input_type -> capsule.v1.ConfirmNetworkRequest
+	13, // 15: capsule.v1.CapsuleService.Audit:input_type -> capsule.v1.AuditRequest
+	2,  // 16: capsule.v1.CapsuleService.Info:output_type -> capsule.v1.InfoResponse
+	4,  // 17: capsule.v1.CapsuleService.Logs:output_type -> capsule.v1.CapsuleServiceLogsResponse
+	6,  // 18: capsule.v1.CapsuleService.Reboot:output_type -> capsule.v1.RebootResponse
+	8,  // 19: capsule.v1.CapsuleService.Shutdown:output_type -> capsule.v1.ShutdownResponse
+	10, // 20: capsule.v1.CapsuleService.RestartService:output_type -> capsule.v1.RestartServiceResponse
+	12, // 21: capsule.v1.CapsuleService.ConfirmNetwork:output_type -> capsule.v1.ConfirmNetworkResponse
+	14, // 22: capsule.v1.CapsuleService.Audit:output_type -> capsule.v1.AuditResponse
+	16, // [16:23] is the sub-list for method output_type
+	9,  // [9:16] is the sub-list for method input_type
 	9,  // [9:9] is the sub-list for extension type_name
 	9,  // [9:9] is the sub-list for extension extendee
 	0,  // [0:9] is the sub-list for field type_name
@@ -1058,7 +1179,7 @@ func file_capsule_v1_capsule_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_capsule_v1_capsule_proto_rawDesc), len(file_capsule_v1_capsule_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   12,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

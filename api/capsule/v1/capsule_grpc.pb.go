@@ -24,6 +24,7 @@ const (
 	CapsuleService_Reboot_FullMethodName         = "/capsule.v1.CapsuleService/Reboot"
 	CapsuleService_Shutdown_FullMethodName       = "/capsule.v1.CapsuleService/Shutdown"
 	CapsuleService_RestartService_FullMethodName = "/capsule.v1.CapsuleService/RestartService"
+	CapsuleService_ConfirmNetwork_FullMethodName = "/capsule.v1.CapsuleService/ConfirmNetwork"
 	CapsuleService_Audit_FullMethodName          = "/capsule.v1.CapsuleService/Audit"
 )
 
@@ -41,6 +42,10 @@ type CapsuleServiceClient interface {
 	// RestartService kills one of the system's own services, which is then
 	// started again; workloads go on.
 	RestartService(ctx context.Context, in *RestartServiceRequest, opts ...grpc.CallOption) (*RestartServiceResponse, error)
+	// ConfirmNetwork keeps the network that is tried, in two calls: the first gives
+	// a proof, the second brings it back. That shows that the new way leads there
+	// and back.
+	ConfirmNetwork(ctx context.Context, in *ConfirmNetworkRequest, opts ...grpc.CallOption) (*ConfirmNetworkResponse, error)
 	// Audit tells who changed what, and who was refused: what is there, oldest
 	// first, then with follow what comes.
 	Audit(ctx context.Context, in *AuditRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[AuditResponse], error)
@@ -113,6 +118,16 @@ func (c *capsuleServiceClient) RestartService(ctx context.Context, in *RestartSe
 	return out, nil
 }
 
+func (c *capsuleServiceClient) ConfirmNetwork(ctx context.Context, in *ConfirmNetworkRequest, opts ...grpc.CallOption) (*ConfirmNetworkResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ConfirmNetworkResponse)
+	err := c.cc.Invoke(ctx, CapsuleService_ConfirmNetwork_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *capsuleServiceClient) Audit(ctx context.Context, in *AuditRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[AuditResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &CapsuleService_ServiceDesc.Streams[1], CapsuleService_Audit_FullMethodName, cOpts...)
@@ -146,6 +161,10 @@ type CapsuleServiceServer interface {
 	// RestartService kills one of the system's own services, which is then
 	// started again; workloads go on.
 	RestartService(context.Context, *RestartServiceRequest) (*RestartServiceResponse, error)
+	// ConfirmNetwork keeps the network that is tried, in two calls: the first gives
+	// a proof, the second brings it back. That shows that the new way leads there
+	// and back.
+	ConfirmNetwork(context.Context, *ConfirmNetworkRequest) (*ConfirmNetworkResponse, error)
 	// Audit tells who changed what, and who was refused: what is there, oldest
 	// first, then with follow what comes.
 	Audit(*AuditRequest, grpc.ServerStreamingServer[AuditResponse]) error
@@ -173,6 +192,9 @@ func (UnimplementedCapsuleServiceServer) Shutdown(context.Context, *ShutdownRequ
 }
 func (UnimplementedCapsuleServiceServer) RestartService(context.Context, *RestartServiceRequest) (*RestartServiceResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RestartService not implemented")
+}
+func (UnimplementedCapsuleServiceServer) ConfirmNetwork(context.Context, *ConfirmNetworkRequest) (*ConfirmNetworkResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ConfirmNetwork not implemented")
 }
 func (UnimplementedCapsuleServiceServer) Audit(*AuditRequest, grpc.ServerStreamingServer[AuditResponse]) error {
 	return status.Error(codes.Unimplemented, "method Audit not implemented")
@@ -281,6 +303,24 @@ func _CapsuleService_RestartService_Handler(srv interface{}, ctx context.Context
 	return interceptor(ctx, in, info, handler)
 }
 
+func _CapsuleService_ConfirmNetwork_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ConfirmNetworkRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CapsuleServiceServer).ConfirmNetwork(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: CapsuleService_ConfirmNetwork_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CapsuleServiceServer).ConfirmNetwork(ctx, req.(*ConfirmNetworkRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _CapsuleService_Audit_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(AuditRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -314,6 +354,10 @@ var CapsuleService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RestartService",
 			Handler:    _CapsuleService_RestartService_Handler,
+		},
+		{
+			MethodName: "ConfirmNetwork",
+			Handler:    _CapsuleService_ConfirmNetwork_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
