@@ -230,7 +230,12 @@ func TestParseSuper(t *testing.T) {
 	le.PutUint32(b[0x60:], incompat64bit|incompatRecover)
 	le.PutUint32(b[0x150:], 1)
 	le.PutUint16(b[0x3a:], stateErrors)
+	le.PutUint32(b[0x64:], rocompatProject)
 	if got, err := parseSuper(b); err != nil || got != (Super{SizeBytes: (1<<32 + 1000) * 4096, BlockBytes: 4096, Errors: true, NeedsRecovery: true}) {
+		t.Error(got, err)
+	}
+	le.PutUint32(b[0x64:], rocompatProject|rocompatQuota)
+	if got, err := parseSuper(b); err != nil || !got.Projects {
 		t.Error(got, err)
 	}
 	for name, harm := range map[string]func(b []byte) []byte{

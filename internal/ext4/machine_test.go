@@ -3,10 +3,13 @@ package ext4_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
+	"time"
 	"unsafe"
 
 	"github.com/containerd/errdefs"
@@ -15,6 +18,7 @@ import (
 	"capsule/internal/ext4"
 	"capsule/internal/lvm"
 	"capsule/internal/lvm/lvmtest"
+	"capsule/internal/run"
 )
 
 const mib = 1 << 20
@@ -130,4 +134,82 @@ func TestGrowRefused(t *testing.T) {
 	if err := ext4.Check(ctx, lvm.Device("vol-none.000000")); !errdefs.IsNotFound(err) {
 		t.Error("no device:", err)
 	}
+}
+
+// What is in bounded folders stays within their bound, whatever moves between them,
+// and others have the rest. Without the means for it that is said.
+func TestBound(t *testing.T) {
+	lvmtest.Pool(t, 1<<30)
+	ctx := t.Context()
+	const name, plain = "vol-a.000001", "vol-b.000001"
+	must(t, lvm.CreateThin(ctx, name, 128*mib), lvm.CreateThin(ctx, plain, 64*mib), ext4.Format(ctx, lvm.Device(plain)))
+	_, err := run.Output(ctx, time.Minute, "mkfs.ext4", "-q", "-F", "-O", ext4.ProjectFeatures, "-E", "nodiscard,"+ext4.ProjectQuota, lvm.Device(name))
+	must(t, err)
+	if s, err := ext4.ReadSuper(lvm.Device(name)); err != nil || !s.Projects {
+		t.Fatalf("%+v, %v", s, err)
+	}
+	dir := t.TempDir()
+	must(t, unix.Mount(lvm.Device(name), dir, "ext4", 0, ext4.ProjectOption))
+	defer func() { must(t, unix.Unmount(dir, 0)) }()
+	upper, work := filepath.Join(dir, "upper"), filepath.Join(dir, "work")
+	must(t, os.Mkdir(upper, 0o755), os.Mkdir(work, 0o755), ext4.Bound(8*mib, 20, upper, work))
+
+	err = asUser(func() error { return errors.Join(fill(filepath.Join(upper, "a"), 5), fill(filepath.Join(work, "b"), 5)) })
+	if !errors.Is(err, unix.EDQUOT) {
+		t.Errorf("10 MiB of 8: %v", err)
+	}
+	must(t, os.Remove(filepath.Join(work, "b")), os.Rename(filepath.Join(upper, "a"), filepath.Join(work, "a")))
+	err = asUser(func() error {
+		for i := range 30 {
+			if err := os.WriteFile(filepath.Join(upper, fmt.Sprint(i)), nil, 0o600); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if !errors.Is(err, unix.EDQUOT) {
+		t.Errorf("30 files of 20: %v", err)
+	}
+	must(t, fill(filepath.Join(dir, "others"), 20))
+	var st unix.Statfs_t
+	must(t, unix.Statfs(upper, &st))
+	if size := int64(st.Blocks) * st.Bsize; size != 8*mib {
+		t.Errorf("a bounded folder shows %d bytes", size)
+	}
+
+	bare, unmount := mount(t, plain, 0)
+	defer unmount()
+	if err := ext4.Bound(8*mib, 20, bare); !errdefs.IsNotImplemented(err) {
+		t.Errorf("a file system without projects: %v", err)
+	}
+}
+
+// asUser calls fn without the right to pass quotas, as a workload has none.
+func asUser(fn func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // the thread ends with the goroutine
+		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var data [2]unix.CapUserData
+		err := unix.Capget(&header, &data[0])
+		if err == nil {
+			data[0].Effective &^= 1 << unix.CAP_SYS_RESOURCE
+			err = unix.Capset(&header, &data[0])
+		}
+		if err == nil {
+			err = fn()
+		}
+		done <- err
+	}()
+	return <-done
+}
+
+// fill writes so many MiB.
+func fill(file string, mebibytes int) error {
+	f, err := os.Create(file)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(make([]byte, mebibytes*mib))
+	return errors.Join(err, f.Sync(), f.Close())
 }

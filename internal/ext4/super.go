@@ -15,6 +15,7 @@ type Super struct {
 	BlockBytes    int64
 	Errors        bool // the kernel met damage: a check is due
 	NeedsRecovery bool // not unmounted, or mounted now: the journal counts
+	Projects      bool // folders can be bounded
 }
 
 const (
@@ -25,6 +26,8 @@ const (
 	stateErrors     = 0x2
 	incompatRecover = 0x4
 	incompat64bit   = 0x80
+	rocompatQuota   = 0x100
+	rocompatProject = 0x2000
 	shiftMax        = 6 // blocks of 64 KiB
 )
 
@@ -73,5 +76,6 @@ func parseSuper(b []byte) (Super, error) {
 		BlockBytes:    1 << (10 + shift),
 		Errors:        le.Uint16(b[0x3a:])&stateErrors != 0,
 		NeedsRecovery: incompat&incompatRecover != 0,
+		Projects:      le.Uint32(b[0x64:])&(rocompatQuota|rocompatProject) == rocompatQuota|rocompatProject,
 	}, nil
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"capsule/internal/ext4"
 	"capsule/internal/run"
 )
 
@@ -28,6 +29,10 @@ const (
 	// blankMax is the largest partition without mark that is read as a whole to
 	// prove that it's blank. A larger one needs the mark.
 	blankMax = 16 * gib
+
+	// permReserve is the part of /perm, in percent, that no workload can take: what
+	// is declared can be changed on a disk that is full.
+	permReserve = "5"
 
 	zeroLen = 2 * mib // head of the partition that a new start clears
 	mkfsMax = 10 * time.Minute
@@ -163,8 +168,8 @@ func createVolumes(ctx context.Context, l layout) error {
 	if _, err := command(ctx, "lvcreate", "-y", "-Wy", "-Zy", "-L", bytesArg(l.perm), "-n", Perm, Group); err != nil {
 		return err
 	}
-	if _, err := run.Output(ctx, mkfsMax, "mkfs.ext4", "-q", "-F", "-m", "1", "-L", Perm,
-		"-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard", PermDevice); err != nil {
+	if _, err := run.Output(ctx, mkfsMax, "mkfs.ext4", "-q", "-F", "-m", permReserve, "-L", Perm,
+		"-O", ext4.ProjectFeatures, "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard,"+ext4.ProjectQuota, PermDevice); err != nil {
 		return err
 	}
 	return CreatePool(ctx, l.pool, l.metadata)

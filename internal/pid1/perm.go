@@ -108,7 +108,11 @@ func (m *machine) growPartition() error {
 }
 
 func (m *machine) mountPerm(created bool) error {
-	if err := unix.Mount(lvm.PermDevice, permDir, "ext4", unix.MS_NOATIME|unix.MS_NODEV, "errors=remount-ro,discard"); err != nil {
+	options, err := permOptions()
+	if err == nil {
+		err = unix.Mount(lvm.PermDevice, permDir, "ext4", unix.MS_NOATIME|unix.MS_NODEV, options)
+	}
+	if err != nil {
 		return m.fail(fmt.Errorf("mount /perm: %w", err))
 	}
 	if err := makeFolders(permDir); err != nil {
@@ -119,6 +123,21 @@ func (m *machine) mountPerm(created bool) error {
 		return m.noteGrown()
 	}
 	return nil
+}
+
+// permOptions keep what is reserved of /perm for the capsule's own programs. The user
+// to whom ext4 leaves it is one that nobody is: root is whoever writes in a container.
+// Folders can be bounded where the file system was made for that.
+func permOptions() (string, error) {
+	s, err := ext4.ReadSuper(lvm.PermDevice)
+	if err != nil {
+		return "", err
+	}
+	options := "errors=remount-ro,discard,resuid=4294967294"
+	if s.Projects {
+		options += "," + ext4.ProjectOption
+	}
+	return options, nil
 }
 
 // makeFolders makes what the services expect. Temporary files of an earlier run

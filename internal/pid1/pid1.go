@@ -136,7 +136,7 @@ func (m *machine) armSoftdog() error {
 // first are modules that the way to a running containerd needs. They come before
 // the devices' drivers, for which it would have to wait otherwise.
 var first = []string{
-	"dm_mod", "ext4", "dm_thin_pool", "overlay", "loop", "erofs",
+	"dm_mod", "quota_v2", "ext4", "dm_thin_pool", "overlay", "loop", "erofs",
 	"vfat", "nls_cp437", "nls_ascii", // of the ESP, on which serve looks for its seed
 }
 

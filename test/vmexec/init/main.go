@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"capsule/internal/ext4"
 	"capsule/internal/kmod"
 )
 
@@ -81,7 +82,7 @@ func mountRoot() error {
 	if err != nil {
 		return err
 	}
-	if err := late.Load("loop", "ext4", "overlay", "veth", "bridge", "nf_tables", "nft_chain_nat", "nft_masq",
+	if err := late.Load("loop", "quota_v2", "ext4", "overlay", "veth", "bridge", "nf_tables", "nft_chain_nat", "nft_masq",
 		"nft_ct", "nf_conntrack_netlink", "dm_mod", "dm_thin_pool", "virtio_rng", "tun", "vhost_vsock", "dummy"); err != nil {
 		fmt.Fprintln(os.Stderr, "init:", err)
 	}
@@ -171,10 +172,10 @@ func runTest(port *os.File) (int, error) {
 	if len(passed) > 0 {
 		env = append(env, strings.Split(string(passed), "\x00")...)
 	}
-	if out, err := command(env, "/", "mkfs.ext4", "-q", "-F", "-E", "nodiscard", "/dev/vdb"); err != nil {
+	if out, err := command(env, "/", "mkfs.ext4", "-q", "-F", "-O", ext4.ProjectFeatures, "-E", "nodiscard,"+ext4.ProjectQuota, "/dev/vdb"); err != nil {
 		return 0, fmt.Errorf("format /perm: %w: %s", err, out)
 	}
-	if err := unix.Mount("/dev/vdb", "/perm", "ext4", unix.MS_NOATIME, "discard"); err != nil {
+	if err := unix.Mount("/dev/vdb", "/perm", "ext4", unix.MS_NOATIME, "discard,"+ext4.ProjectOption); err != nil {
 		return 0, fmt.Errorf("mount /perm: %w", err)
 	}
 	argv := strings.Split(string(args), "\x00")
