@@ -446,8 +446,10 @@ func (x *HistoryRequest) GetName() string {
 }
 
 type HistoryResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Revisions     []*Revision            `protobuf:"bytes,1,rep,name=revisions,proto3" json:"revisions,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Revisions []*Revision            `protobuf:"bytes,1,rep,name=revisions,proto3" json:"revisions,omitempty"`
+	// Meta.uid of the workload.
+	Uid           string `protobuf:"bytes,2,opt,name=uid,proto3" json:"uid,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -487,6 +489,13 @@ func (x *HistoryResponse) GetRevisions() []*Revision {
 		return x.Revisions
 	}
 	return nil
+}
+
+func (x *HistoryResponse) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
 }
 
 // Revision is a spec as it was applied once.
@@ -1611,9 +1620,10 @@ const file_capsule_v1_runtime_proto_rawDesc = "" +
 	"\x0fRestartResponse\x12*\n" +
 	"\x06object\x18\x01 \x01(\v2\x12.capsule.v1.ObjectR\x06object\"$\n" +
 	"\x0eHistoryRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"E\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"W\n" +
 	"\x0fHistoryResponse\x122\n" +
-	"\trevisions\x18\x01 \x03(\v2\x14.capsule.v1.RevisionR\trevisions\"\xba\x02\n" +
+	"\trevisions\x18\x01 \x03(\v2\x14.capsule.v1.RevisionR\trevisions\x12\x10\n" +
+	"\x03uid\x18\x02 \x01(\tR\x03uid\"\xba\x02\n" +
 	"\bRevision\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
