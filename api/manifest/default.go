@@ -29,6 +29,9 @@ func Default(o *capsulev1.Object) (notes []string) {
 	if s := o.GetVolume().GetSpec(); s != nil {
 		notes = defaultVolume(s)
 	}
+	if s := o.GetCapsule().GetSpec(); s != nil {
+		defaultCapsule(o.GetMeta(), s)
+	}
 	return notes
 }
 
@@ -63,5 +66,6 @@ func defaultWorkload(s *capsulev1.WorkloadSpec) {
 		p.From = sourceText(p.From)
 	}
 	defaultMounts(s.Mounts)
+	defaultSecrets(s)
 	defaultHealth(s)
 }

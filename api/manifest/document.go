@@ -82,7 +82,7 @@ func (d *document) decode(body *yaml.Node) {
 			d.object.Meta.Name = d.text(value, "name")
 		default:
 			f := fields.ByJSONName(key.Value)
-			if key.Value == fieldNetwork && f != nil && value.Kind == yaml.MappingNode && d.plain(value) {
+			if f != nil && isNetwork(f) && value.Kind == yaml.MappingNode && d.plain(value) {
 				d.network(spec, value)
 				return
 			}
@@ -93,6 +93,9 @@ func (d *document) decode(body *yaml.Node) {
 			d.bad[d.unknownField(key, fields, []string{"kind", "name"})] = true
 		}
 	})
+	if d.object.Meta.Kind == KindCapsule && d.at["name"] == nil {
+		d.object.Meta.Name = CapsuleName
+	}
 	for _, p := range problems(d.object) {
 		if !d.isBad(p.path) && !(p.lacks && d.badBelow(p.path)) {
 			d.fail(d.place(p.path), "%s", p.message)
@@ -104,9 +107,21 @@ func (d *document) decode(body *yaml.Node) {
 // may stand anywhere among the fields. A misspelt kind counts as the one meant.
 func (d *document) newSpec(body *yaml.Node) protoreflect.Message {
 	for i := 0; i+1 < len(body.Content); i += 2 {
-		if body.Content[i].Value == "kind" && nearest(body.Content[i+1].Value, kinds) == KindVolume {
+		if body.Content[i].Value != "kind" {
+			continue
+		}
+		switch nearest(body.Content[i+1].Value, kinds) {
+		case KindVolume:
 			spec := &capsulev1.VolumeSpec{}
 			d.object.Kind = &capsulev1.Object_Volume{Volume: &capsulev1.Volume{Spec: spec}}
+			return spec.ProtoReflect()
+		case KindSecret:
+			spec := &capsulev1.SecretSpec{}
+			d.object.Kind = &capsulev1.Object_Secret{Secret: &capsulev1.Secret{Spec: spec}}
+			return spec.ProtoReflect()
+		case KindCapsule:
+			spec := &capsulev1.CapsuleSpec{}
+			d.object.Kind = &capsulev1.Object_Capsule{Capsule: &capsulev1.Capsule{Spec: spec}}
 			return spec.ProtoReflect()
 		}
 	}

@@ -2,6 +2,7 @@ package manifest
 
 import (
 	"bytes"
+	"encoding/base64"
 	"fmt"
 	"maps"
 	"regexp"
@@ -37,6 +38,10 @@ func (e *encoder) object(o *capsulev1.Object) error {
 		spec = o.GetWorkload().GetSpec().ProtoReflect()
 	case o.GetVolume().GetSpec() != nil:
 		spec = o.GetVolume().GetSpec().ProtoReflect()
+	case o.GetSecret().GetSpec() != nil:
+		spec = o.GetSecret().GetSpec().ProtoReflect()
+	case o.GetCapsule().GetSpec() != nil:
+		spec = o.GetCapsule().GetSpec().ProtoReflect()
 	default:
 		return invalid("%s %q has no spec", o.GetMeta().GetKind(), o.GetMeta().GetName())
 	}
@@ -54,7 +59,7 @@ func (e *encoder) fields(m protoreflect.Message, indent int) {
 	fields := m.Descriptor().Fields()
 	for i := range fields.Len() {
 		f := fields.Get(i)
-		if f.JSONName() == fieldNetwork {
+		if isNetwork(f) {
 			e.network(m, indent)
 			continue
 		}
@@ -65,7 +70,7 @@ func (e *encoder) fields(m protoreflect.Message, indent int) {
 		switch {
 		case f.IsMap():
 			e.line(indent, name+":")
-			e.mapping(v.Map(), indent+1)
+			e.mapping(f, v.Map(), indent+1)
 		case f.IsList():
 			e.line(indent, name+":")
 			for i := range v.List().Len() {
@@ -84,7 +89,7 @@ func (e *encoder) fields(m protoreflect.Message, indent int) {
 
 // item writes an entry of a list: in its short form where that holds all of it.
 func (e *encoder) item(f protoreflect.FieldDescriptor, v protoreflect.Value, indent int) {
-	if f.Message() == nil || shortForms[f.Message().FullName()].holds(v.Message().Interface()) {
+	if !isNested(f, v) {
 		e.line(indent, "- "+text(f, v))
 		return
 	}
@@ -120,10 +125,14 @@ func isNested(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
 	return !ok || !short.holds(v.Message().Interface())
 }
 
-func (e *encoder) mapping(m protoreflect.Map, indent int) {
+func (e *encoder) mapping(f protoreflect.FieldDescriptor, m protoreflect.Map, indent int) {
 	values := map[string]string{}
 	m.Range(func(k protoreflect.MapKey, v protoreflect.Value) bool {
-		values[k.String()] = v.String()
+		if isBytes(f) {
+			values[k.String()] = base64.StdEncoding.EncodeToString(v.Bytes())
+		} else {
+			values[k.String()] = v.String()
+		}
 		return true
 	})
 	for _, k := range sortedKeys(values) {
@@ -198,4 +207,4 @@ func scalar(s string) string {
 	return b.String()
 }
 
-func sortedKeys(m map[string]string) []string { return slices.Sorted(maps.Keys(m)) }
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

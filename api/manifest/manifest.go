@@ -26,7 +26,14 @@ const (
 	KindContainer = "Container"
 	KindMicroVM   = "MicroVM"
 	KindVolume    = "Volume"
+	KindSecret    = "Secret"
+	// KindCapsule is the machine itself: one object, named CapsuleName.
+	KindCapsule = "Capsule"
 )
+
+// CapsuleName is the name of the one object of kind Capsule; a manifest may leave
+// it out.
+const CapsuleName = "capsule"
 
 // Limits of what is read.
 const (
@@ -149,7 +156,7 @@ func checkUnique(docs []*document, errs *Errors) {
 			seen[uniqueKey(kind, name)] = d
 			continue
 		}
-		at, firstKind, line := d.at["name"], first.object.Meta.Kind, first.at["name"].Line
+		at, firstKind, line := d.place("name"), first.object.Meta.Kind, first.place("name").Line
 		if kind == firstKind {
 			d.fail(at, "%s %q is already declared in line %d", kind, name, line)
 		} else {

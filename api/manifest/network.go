@@ -35,6 +35,11 @@ var (
 	lans     = []string{lanAllow, lanDeny}
 )
 
+// isNetwork tells the field that is written with another one.
+func isNetwork(f protoreflect.FieldDescriptor) bool {
+	return f.JSONName() == fieldNetwork && f.Parent() == (*capsulev1.WorkloadSpec)(nil).ProtoReflect().Descriptor()
+}
+
 // isWithinNetwork tells the field that a manifest has within network.
 func isWithinNetwork(f protoreflect.FieldDescriptor) bool {
 	return f.JSONName() == fieldLAN && f.Parent() == (*capsulev1.WorkloadSpec)(nil).ProtoReflect().Descriptor()
@@ -59,9 +64,8 @@ func (d *document) network(spec protoreflect.Message, n *yaml.Node) {
 
 // network writes it.
 func (e *encoder) network(m protoreflect.Message, indent int) {
-	s, ok := m.Interface().(*capsulev1.WorkloadSpec)
+	s := m.Interface().(*capsulev1.WorkloadSpec)
 	switch {
-	case !ok:
 	case s.GetLan() != "":
 		e.line(indent, fieldNetwork+":")
 		if s.GetNetwork() != "" {

@@ -49,7 +49,7 @@ const (
 const restartNever = "never"
 
 var (
-	kinds    = []string{KindContainer, KindMicroVM, KindVolume}
+	kinds    = []string{KindContainer, KindMicroVM, KindVolume, KindSecret, KindCapsule}
 	restarts = []string{"always", "on-failure", restartNever}
 	// taken names: "localhost" is everybody's own, "system" and "capsule" are ours.
 	taken = []string{"localhost", "system", "capsule"}
@@ -94,6 +94,20 @@ func problems(o *capsulev1.Object) []problem {
 		}
 		c.known(o.GetVolume().GetSpec().ProtoReflect(), 0)
 		c.volume(o.GetVolume().GetSpec())
+	case kind == KindSecret:
+		if o.GetSecret().GetSpec() == nil {
+			c.add("", "the spec is missing")
+			break
+		}
+		c.known(o.GetSecret().GetSpec().ProtoReflect(), 0)
+		c.secret(o.GetSecret().GetSpec())
+	case kind == KindCapsule:
+		if o.GetCapsule().GetSpec() == nil {
+			c.add("", "the spec is missing")
+			break
+		}
+		c.known(o.GetCapsule().GetSpec().ProtoReflect(), 0)
+		c.capsule(o.GetCapsule().GetSpec())
 	case isWorkload(kind):
 		if o.GetWorkload().GetSpec() == nil {
 			c.add("", "the spec is missing")
@@ -151,6 +165,12 @@ func (c *check) meta(m *capsulev1.Meta) {
 	case !slices.Contains(kinds, kind):
 		c.add("kind", "unknown kind %q; %s", clip(kind), suggest(kind, kinds))
 	}
+	if m.GetKind() == KindCapsule {
+		if m.GetName() != CapsuleName {
+			c.add("name", "name %q: there is one object of kind Capsule, and it is called %q; leave the name out (the machine's own name is its hostname)", clip(m.GetName()), CapsuleName)
+		}
+		return
+	}
 	if p := nameProblem(m.GetName()); p != "" {
 		c.add("name", "%s", p)
 	}
@@ -181,7 +201,8 @@ func (c *check) known(m protoreflect.Message, depth int) {
 func (c *check) spec(s *capsulev1.WorkloadSpec) {
 	c.image(s.GetImage())
 	c.argv(s)
-	c.env(s.GetEnv())
+	c.variables("env", s.GetEnv(), envMax)
+	c.secrets(s)
 	c.network(s)
 	if r := s.GetRestart(); r != "" && !slices.Contains(restarts, r) {
 		c.add("restart", "unknown restart policy %q; %s", clip(r), suggest(r, restarts))
@@ -245,34 +266,39 @@ func (c *check) argv(s *capsulev1.WorkloadSpec) {
 	}
 }
 
-func (c *check) env(env map[string]string) {
-	if len(env) > envMax {
-		c.add("env", "env has more than %d entries", envMax)
+// variables checks a field that adds to the environment.
+func (c *check) variables(field string, env map[string]string, most int) {
+	if len(env) > most {
+		c.add(field, "%s has more than %d entries", field, most)
 		return
 	}
 	for _, name := range sortedKeys(env) {
-		at := "env." + name
+		at := field + "." + name
 		switch {
 		case name == "":
-			c.add("env", "env: a name is empty")
+			c.add(field, "%s: a name is empty", field)
 		case len(name) > envNameMax:
-			c.add(at, "env: name %q is longer than %d bytes", clip(name), envNameMax)
+			c.add(at, "%s: name %q is longer than %d bytes", field, clip(name), envNameMax)
 		case strings.ContainsFunc(name, func(r rune) bool { return r == '=' || unicode.IsSpace(r) || unicode.IsControl(r) }) || !utf8.ValidString(name):
-			c.add(at, "env: name %q must have no \"=\", space or control character", clip(name))
+			c.add(at, "%s: name %q must have no \"=\", space or control character", field, clip(name))
 		}
 		value := env[name]
 		if len(value) > envValueMax {
-			c.add(at, "env: value of %q is longer than %d bytes", clip(name), envValueMax)
+			c.add(at, "%s: value of %q is longer than %d bytes", field, clip(name), envValueMax)
 		} else if bad := badText(value); bad != "" {
-			c.add(at, "env: value of %q: %s", clip(name), bad)
+			c.add(at, "%s: value of %q: %s", field, clip(name), bad)
 		}
 	}
 }
 
 func (c *check) user(user string) {
-	if user == "" {
-		return
+	if user != "" && !isAccount(user) {
+		c.add("user", "user %q: want \"user\", \"uid\", \"user:group\" or \"uid:gid\"", clip(user))
 	}
+}
+
+// isAccount tells what can name a user, and a group.
+func isAccount(user string) bool {
 	name, group, hasGroup := strings.Cut(user, ":")
 	bad := len(user) > userMax || name == "" || (hasGroup && group == "")
 	for _, part := range []string{name, group} {
@@ -282,9 +308,7 @@ func (c *check) user(user string) {
 			bad = bad || err != nil || n > uidMax
 		}
 	}
-	if bad {
-		c.add("user", "user %q: want \"user\", \"uid\", \"user:group\" or \"uid:gid\"", clip(user))
-	}
+	return !bad
 }
 
 func (c *check) absolute(at, p string) {
