@@ -58,12 +58,6 @@ func (s Subnets) number(a addresses) uint16 {
 	return uint16(v4[2]^net4[2])<<8 | uint16(v4[3]^net4[3])
 }
 
-// valid says whether the addresses could have been given by these networks.
-func (s Subnets) valid(a addresses) bool {
-	a.DenyLAN = false
-	return s.IPv4.Contains(a.IPv4) && s.host(s.number(a)) == a
-}
-
 // hardware is the address of the workload's link, made from its IPv4 address so
 // that neighbours that know the one know the other.
 func (a addresses) hardware() net.HardwareAddr {
@@ -79,8 +73,13 @@ func (a addresses) list(ipv6 bool) []netip.Addr {
 	return []netip.Addr{a.IPv4}
 }
 
-// firstHost is the first number of a workload; 1 is the capsule.
-const firstHost = 2
+const (
+	// firstHost is the first number of a workload; 1 is the capsule.
+	firstHost = 2
+	// workloadsMax is how many links the kernel lets a bridge have (BR_MAX_PORTS of
+	// net/bridge/br_private.h); that there are more addresses lets them rest.
+	workloadsMax = 1<<10 - 1
+)
 
 // pick returns the next free number after last, going round at the end, so that
 // a number just freed rests as long as possible: somebody may still send to it.
@@ -94,16 +93,22 @@ func pick(used map[uint16]bool, last, largest uint16) (uint16, error) {
 			return n, nil
 		}
 	}
-	return 0, fmt.Errorf("all %d addresses of the workload network are in use: %w", int(largest)-firstHost+1, errdefs.ErrResourceExhausted)
+	return 0, errFull(int(largest) - firstHost + 1)
 }
 
-// decode reads an entry of the store; one of networks that this capsule no
-// longer has counts as none.
+// errFull says that so many workloads are all that there is room for.
+func errFull(count int) error {
+	return fmt.Errorf("the bridge has room for %d workloads, and all of it is taken: delete one that is not needed any more, or give one that can do without an address \"network: none\": %w", count, errdefs.ErrResourceExhausted)
+}
+
+// decode reads an entry of the store; one of a network that this capsule no longer
+// has counts as none. Its IPv6 address is that of today's network.
 func (s Subnets) decode(value []byte) (addresses, bool) {
 	var a addresses
-	if err := json.Unmarshal(value, &a); err != nil || !s.valid(a) {
+	if err := json.Unmarshal(value, &a); err != nil || !s.IPv4.Contains(a.IPv4) {
 		return addresses{}, false
 	}
+	a.IPv6 = s.host(s.number(a)).IPv6
 	return a, true
 }
 
@@ -141,6 +146,9 @@ func (n *Network) allocate(name string) (addresses, error) {
 	used := map[uint16]bool{}
 	for _, a := range all {
 		used[n.opts.Subnets.number(a)] = true
+	}
+	if len(used) >= workloadsMax {
+		return addresses{}, errFull(workloadsMax)
 	}
 	number, err := pick(used, n.last, n.opts.Subnets.hosts())
 	if err != nil {

@@ -423,6 +423,46 @@ func TestHostsFiles(t *testing.T) {
 	}
 }
 
+// Names that meet others: the capsule's own, the domain that DHCP names, and our own
+// zone. A workload has its name whatever else is called so.
+func TestNamesCollide(t *testing.T) {
+	w := newWorld(t)
+	for _, name := range []string{"capsule-a3f2", "home", "internal", "capsule"} {
+		w.workload(t, name)
+	}
+	web, at := w.workload(t, "web")
+	asked.Clear()
+	upstream(t, w.lan, lan4, "192.0.2.1")
+	check(t, w.SetUpstreams([]netip.Addr{netip.MustParseAddr(lan4)}))
+	check(t, w.SetDomain("home"))
+	if got, want := readFile(t, at.ResolvConf), "search capsule.internal home\nnameserver 172.30.0.1\n"; got != want {
+		t.Errorf("resolv.conf %q, want %q", got, want)
+	}
+	for name, want := range map[string]string{
+		"capsule-a3f2.":                   "NOERROR 172.30.0.2",
+		"capsule-a3f2.capsule.internal.":  "NOERROR 172.30.0.2",
+		"home.":                           "NOERROR 172.30.0.3",
+		"internal.":                       "NOERROR 172.30.0.4",
+		"capsule.":                        "NOERROR 172.30.0.5",
+		"capsule.internal.":               "NOERROR",
+		"capsule.capsule.internal.":       "NOERROR 172.30.0.5",
+		"web.home.":                       "NOERROR 192.0.2.1",
+		"internal.home.":                  "NOERROR 192.0.2.1",
+		"web.capsule.internal.home.":      "NOERROR 192.0.2.1",
+		"xcapsule.internal.":              "NOERROR 192.0.2.1",
+		"capsule.internal.example.":       "NOERROR 192.0.2.1",
+		"1.0.30.172.in-addr.arpa.":        "NXDOMAIN",
+		"home.capsule.internal.internal.": "NOERROR 192.0.2.1",
+	} {
+		if got := asks(t, web, "udp", "172.30.0.1", name, dns.TypeA); got != want {
+			t.Errorf("%s: %q, want %q", name, got, want)
+		}
+	}
+	if got := readFile(t, w.HostAttachment().Hosts); !strings.Contains(got, "172.30.0.2 capsule-a3f2.") || strings.Contains(got, "172.30.0.1 ") {
+		t.Errorf("hosts of the capsule:\n%s", got)
+	}
+}
+
 func FuzzReverseAddr(f *testing.F) {
 	f.Add("1.0.30.172.in-addr.arpa")
 	f.Add(strings.Repeat("f.", 32) + "ip6.arpa")

@@ -3,6 +3,7 @@ package network
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -17,12 +18,12 @@ func TestManualQuotesLimits(t *testing.T) {
 		fmt.Sprintf("| questions that wait for your DNS servers | %d, of one workload %d;", queriesMax, clientQueriesMax),
 		fmt.Sprintf("| DNS connections by TCP of one workload | %d |", connectionsMax),
 		fmt.Sprintf("| DNS servers of the uplinks that are asked | %d; by a workload with `network: host` %d |", upstreamsMax, nameserversMax),
-		fmt.Sprintf("| workloads on the bridge | %d |", int(DefaultSubnets.hosts())-firstHost+1),
+		fmt.Sprintf("| workloads on the bridge | %d |", workloadsMax),
 		fmt.Sprintf("silent for %d ms is overtaken", nextAfter.Milliseconds()),
 		fmt.Sprintf("Answers of ours hold\nfor %d s", ownTTL),
 		fmt.Sprintf("(%s)", DefaultSubnets.IPv6),
 	}
-	for _, p := range append(private, spare...) {
+	for _, p := range slices.Concat(private, spare4, spare6) {
 		quotes = append(quotes, p.String())
 	}
 	for _, want := range quotes {

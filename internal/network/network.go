@@ -417,7 +417,7 @@ func (n *Network) SetLAN(nets []netip.Prefix) error {
 		n.lan = before // to be tried again
 		return fmt.Errorf("follow the networks of the uplinks: %w", err)
 	}
-	return errors.Join(n.save(), n.keep(surroundings{Bridge: n.opts.Subnets.IPv4, LAN: n.lan}))
+	return errors.Join(n.save(), n.keep(surroundings{Bridge: n.opts.Subnets.IPv4, Bridge6: n.opts.Subnets.IPv6, LAN: n.lan}))
 }
 
 // SetStopped says whether a workload is stopped or has ended for good: then its
@@ -457,7 +457,7 @@ func (n *Network) writeFiles() error {
 			names[name] = a.list(n.ipv6)
 		}
 	}
-	if n.opts.Hostname != "" {
+	if _, workload := held[n.opts.Hostname]; n.opts.Hostname != "" && !workload {
 		names[n.opts.Hostname] = []netip.Addr{n.opts.Subnets.Gateway4()}
 	}
 	return errors.Join(
@@ -467,7 +467,7 @@ func (n *Network) writeFiles() error {
 }
 
 // resolve returns the addresses of a workload by name, or of the capsule by its
-// own; none when it is stopped.
+// own unless a workload has it; none when it is stopped.
 func (n *Network) resolve(name string) ([]netip.Addr, bool) {
 	a, ok, err := n.lookup(name)
 	if err != nil {
@@ -492,12 +492,15 @@ func (n *Network) nameOf(addr netip.Addr) (name string, inside bool) {
 	if !n.opts.Subnets.IPv4.Contains(addr) && !n.opts.Subnets.IPv6.Contains(addr) {
 		return "", false
 	}
-	if gw := n.opts.Subnets.host(1); addr == gw.IPv4 || addr == gw.IPv6 {
-		return n.opts.Hostname, true
-	}
 	held, err := n.held()
 	if err != nil {
 		return "", true
+	}
+	if gw := n.opts.Subnets.host(1); addr == gw.IPv4 || addr == gw.IPv6 {
+		if _, workload := held[n.opts.Hostname]; workload {
+			return "", true
+		}
+		return n.opts.Hostname, true
 	}
 	for name, a := range held {
 		if a.IPv4 == addr || a.IPv6 == addr {

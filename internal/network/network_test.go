@@ -189,6 +189,7 @@ func TestPublish(t *testing.T) {
 		Published{Workload: "web", Port: 8082, Target: 80, Protocol: "tcp", Address: netip.MustParseAddr("127.0.0.1")},
 		Published{Workload: "web", Port: 8083, Target: 80, Protocol: "tcp", Address: netip.MustParseAddr(other4)},
 		Published{Workload: "web", Port: 8084, Target: 80, Protocol: "tcp", Address: netip.IPv6Unspecified()},
+		Published{Workload: "web", Port: 8085, Target: 80, Protocol: "tcp", Address: netip.MustParseAddr("172.30.0.1")},
 		Published{Workload: "agent", Port: 9000, Protocol: "tcp", Host: true},
 	)
 	// From the LAN, with the sender's own address.
@@ -218,9 +219,11 @@ func TestPublish(t *testing.T) {
 	w.lan.Route(t, "172.30.0.0/16", box4)
 	w.lan.Route(t, "fd7a:9c1e:30::/64", box6)
 	w.lan.Route(t, "127.99.0.0/16", box4)
-	for _, to := range []string{"172.30.0.2:80", "[fd7a:9c1e:30::2]:80", "172.30.0.1:53", "127.99.0.1:8082"} {
+	for _, to := range []string{"172.30.0.2:80", "[fd7a:9c1e:30::2]:80", "172.30.0.1:53", "127.99.0.1:8082",
+		"172.30.0.1:8080", "172.30.0.1:8085", "[fd7a:9c1e:30::1]:8080", "172.30.0.1:9000"} {
 		unreachable(t, w.lan, to)
 	}
+	reaches(t, self, "172.30.0.1:8085", "web")
 	// Nor does a workload reach what the box has for itself.
 	for _, to := range []string{box4 + ":50000", "172.30.0.1:50000", box4 + ":9001", "172.30.0.1:9001"} {
 		unreachable(t, web, to)
@@ -427,7 +430,9 @@ const internet4, internet6 = "203.0.113.7", "2001:db8:cafe::7"
 // DNS; it is reached by its published ports, from the LAN, too.
 func TestDenyLAN(t *testing.T) {
 	w := newWorld(t)
-	w.lan.Addr(t, "lo", internet4+"/32", internet6+"/128", "10.9.9.9/32", "fd00:9::9/128")
+	// Behind a NAT64 that lets it are neighbours, too.
+	w.lan.Addr(t, "lo", internet4+"/32", internet6+"/128", "10.9.9.9/32", "fd00:9::9/128",
+		"64:ff9b::203.0.113.7/128", "64:ff9b::10.9.9.9/128", "64:ff9b::192.168.88.1/128", "64:ff9b:1::203.0.113.7/128")
 	self.Route(t, "0.0.0.0/0", lan4)
 	self.Route(t, "::/0", lan6)
 	check(t, w.SetLAN([]netip.Prefix{netip.MustParsePrefix(box4 + "/24"), netip.MustParsePrefix(box6 + "/64")}))
@@ -443,8 +448,9 @@ func TestDenyLAN(t *testing.T) {
 	upstream(t, w.lan, lan4, "192.0.2.1")
 	check(t, w.SetUpstreams([]netip.Addr{netip.MustParseAddr(lan4)}))
 
-	outside := []string{internet4 + ":80", "[" + internet6 + "]:80"}
-	neighbours := []string{lan4 + ":80", "[" + lan6 + "]:80", "10.9.9.9:80", "[fd00:9::9]:80"}
+	outside := []string{internet4 + ":80", "[" + internet6 + "]:80", "[64:ff9b::203.0.113.7]:80"}
+	neighbours := []string{lan4 + ":80", "[" + lan6 + "]:80", "10.9.9.9:80", "[fd00:9::9]:80",
+		"[64:ff9b::10.9.9.9]:80", "[64:ff9b::192.168.88.1]:80", "[64:ff9b:1::203.0.113.7]:80"}
 	for _, to := range append(outside, neighbours...) {
 		reaches(t, open, to, "lan")
 	}
@@ -775,4 +781,43 @@ func TestWithoutIPv6(t *testing.T) {
 	w.publish(t, Published{Workload: "web", Port: 8080, Target: 80, Protocol: "tcp"},
 		Published{Workload: "web", Port: 8081, Target: 80, Protocol: "tcp", Address: netip.MustParseAddr("::1")})
 	reaches(t, lan, box4+":8080", "web")
+}
+
+// A network of IPv6 alone: workloads go out by it, ask a DNS server that has no
+// address but a link-local one, reach the internet of IPv4 by a NAT64, and are told
+// at once what can't be reached.
+func TestIPv6Only(t *testing.T) {
+	nettest.Require(t)
+	lan := nettest.New(t)
+	nettest.Cable(t, "lan", lan, "box")
+	lan.Addr(t, "box", lan6+"/64", "fe80::1/64")
+	lan.Addr(t, "lo", "64:ff9b::203.0.113.7/128")
+	self.Addr(t, "lan", box6+"/64")
+	self.Route(t, "::/0", lan6)
+	w := &world{lan: lan, opts: Options{Store: &memoryKV{m: map[string][]byte{}}, RunDir: t.TempDir(), NetNSDir: t.TempDir()}}
+	w.restart(t)
+	t.Cleanup(func() { w.wipe(t) })
+	check(t, w.SetLAN([]netip.Prefix{netip.MustParsePrefix(box6 + "/64")}))
+	web, _ := w.workload(t, "web")
+	greet(t, web, ":80", "web")
+	greet(t, lan, ":80", "lan")
+	w.publish(t, Published{Workload: "web", Port: 8080, Target: 80, Protocol: "tcp"})
+	reaches(t, lan, "["+box6+"]:8080", "web")
+	if from := reaches(t, web, "[64:ff9b::203.0.113.7]:80", "lan"); from.String() != box6 {
+		t.Errorf("lan sees %s, want %s", from, box6)
+	}
+	start := time.Now()
+	if c, _, _, err := dial(web, internet4+":80", patience); err == nil {
+		c.Close()
+		t.Error("an IPv4 address is reached")
+	} else if took := time.Since(start); took > patience/4 {
+		t.Errorf("%v after %s", err, took)
+	}
+	upstream(t, lan, "fe80::1%box", "192.0.2.1")
+	check(t, w.SetUpstreams([]netip.Addr{netip.MustParseAddr("fe80::1").WithZone(strconv.Itoa(self.Link(t, "lan").Attrs().Index))}))
+	for _, server := range []string{"172.30.0.1", "fd7a:9c1e:30::1"} {
+		if got := asks(t, web, "udp", server, "example.org.", dns.TypeA); got != "NOERROR 192.0.2.1" {
+			t.Errorf("by %s: %q", server, got)
+		}
+	}
 }

@@ -83,7 +83,8 @@ func ruleset(d desired) []chain {
 
 // guardRules keep loopback addresses on the loopback: the bridge accepts them
 // (route_localnet) only so that the box reaches published ports through
-// 127.0.0.1. Nor does anybody outside pass for a workload.
+// 127.0.0.1. Nor does anybody outside pass for a workload, or send to the bridge's
+// own addresses: what leads there is published on those of the uplinks.
 func guardRules(d desired) []rule {
 	rules := []rule{
 		{notFrom("lo"), saddrOrDaddr("daddr", loopback4), drop()},
@@ -93,7 +94,9 @@ func guardRules(d desired) []rule {
 		if slices.ContainsFunc(d.LAN, net.Overlaps) {
 			continue // neighbours have such addresses, too
 		}
-		rules = append(rules, rule{notFrom("lo"), notFrom(d.Bridge), saddrOrDaddr("saddr", net), drop()})
+		for _, field := range []string{"saddr", "daddr"} {
+			rules = append(rules, rule{notFrom("lo"), notFrom(d.Bridge), saddrOrDaddr(field, net), drop()})
+		}
 	}
 	return rules
 }
@@ -140,22 +143,41 @@ func forwardRules(d desired) []rule {
 	var denied []rule
 	for _, v4 := range d.families() {
 		denied = append(denied, rule{from(d.Bridge), notOut(d.Bridge), ctOriginal(), etherFrom(d.Denied),
-			addrIn("daddr", v4, ofFamily(v4, disjoint(slices.Concat(private, d.LAN)))), drop()})
+			addrIn("daddr", v4, ofFamily(v4, disjoint(throughNAT64(slices.Concat(private, d.LAN))))), drop()})
 	}
 	return append(denied, rules...)
 }
 
 // private are the networks that are somebody's own, by RFC 1918, 6598, 3927,
-// 4193 and 4291.
+// 4193 and 4291, and where a translator to these may be, by RFC 8215.
 var private = []netip.Prefix{
 	netip.MustParsePrefix("10.0.0.0/8"),
 	netip.MustParsePrefix("100.64.0.0/10"),
 	netip.MustParsePrefix("169.254.0.0/16"),
 	netip.MustParsePrefix("172.16.0.0/12"),
 	netip.MustParsePrefix("192.168.0.0/16"),
+	netip.MustParsePrefix("64:ff9b:1::/48"),
 	netip.MustParsePrefix("fc00::/7"),
 	linkLocal6,
 }
+
+// throughNAT64 adds by what addresses the IPv4 ones are reached from a network of
+// IPv6 alone (RFC 6052, 2.1), for a router that lets it.
+func throughNAT64(nets []netip.Prefix) []netip.Prefix {
+	all := slices.Clone(nets)
+	for _, p := range nets {
+		if !p.Addr().Is4() {
+			continue
+		}
+		a, v4 := nat64.Addr().As16(), p.Addr().As4()
+		copy(a[12:], v4[:])
+		all = append(all, netip.PrefixFrom(netip.AddrFrom16(a), nat64.Bits()+p.Bits()))
+	}
+	return all
+}
+
+// nat64 is the well-known prefix of translators.
+var nat64 = netip.MustParsePrefix("64:ff9b::/96")
 
 // linkLocal6 is on-link everywhere.
 var linkLocal6 = netip.MustParsePrefix("fe80::/10")

@@ -25,6 +25,8 @@ var (
 	portsGolden string
 	//go:embed testdata/sources.nft
 	sourcesGolden string
+	//go:embed testdata/overlap.nft
+	overlapGolden string
 )
 
 func TestRuleset(t *testing.T) {
@@ -65,6 +67,7 @@ func TestRuleset(t *testing.T) {
 		{"sources", sourcesGolden, desired{Bridge: bridgeName, Net: DefaultSubnets, IPv6: true, Ports: sources,
 			LAN:    prefixes("192.168.1.5/24", "192.168.0.0/16", "203.0.113.9/28", "2001:db8:1::5/64"),
 			Denied: []addresses{DefaultSubnets.host(2), DefaultSubnets.host(300)}}},
+		{"overlap", overlapGolden, desired{Bridge: bridgeName, Net: DefaultSubnets, IPv6: true, LAN: prefixes("172.30.5.2/24", "fd7a:9c1e:30::5/64")}},
 	} {
 		t.Run(test.file, func(t *testing.T) {
 			got := render(ruleset(test.in))
@@ -236,7 +239,7 @@ func TestAllocateForeign(t *testing.T) {
 		}
 	}
 	for _, name := range []string{"old", "damaged"} {
-		if a, err := n.allocate(name); err != nil || !DefaultSubnets.valid(a) {
+		if a, err := n.allocate(name); err != nil || DefaultSubnets.host(DefaultSubnets.number(a)) != a {
 			t.Errorf("%s: %v, %v", name, a, err)
 		}
 	}

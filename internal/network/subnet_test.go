@@ -2,6 +2,7 @@ package network
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -56,4 +57,44 @@ func TestOverlap(t *testing.T) {
 		t.Errorf("name: %q", got)
 	}
 	check(t, w.Sync(context.Background(), nil))
+}
+
+// So it is by IPv6 alone, as where a capsule is a workload of another: who has an
+// address keeps its number, and that by IPv4.
+func TestOverlapIPv6(t *testing.T) {
+	w := newWorld(t)
+	w.workload(t, "first")
+	w.workload(t, "web")
+	const inside = "fd7a:9c1e:30::7/64"
+	check(t, w.SetLAN([]netip.Prefix{netip.MustParsePrefix(box4 + "/24"), netip.MustParsePrefix(inside)}))
+	if text := w.Overlap(); !strings.Contains(text, "fd7a:9c1e:30::/64") || !strings.Contains(text, "reboot") {
+		t.Errorf("said: %q", text)
+	}
+	check(t, w.Detach(t.Context(), "first"))
+	check(t, w.Close())
+	check(t, removeNetNS(w.netNS("web")))
+	check(t, netlink.LinkDel(self.Link(t, bridgeName)))
+	w.opts.RunDir, w.Network = t.TempDir(), nil
+	w.restart(t)
+	web, at := w.workload(t, "web")
+	if got := fmt.Sprint(at.Addresses); got != "[172.30.0.3 fd7a:9c1e:31::3]" {
+		t.Errorf("addresses %s", got)
+	}
+	greet(t, web, ":80", "web")
+	w.publish(t, Published{Workload: "web", Port: 8080, Target: 80, Protocol: "tcp"})
+	check(t, w.SetLAN([]netip.Prefix{netip.MustParsePrefix(box4 + "/24"), netip.MustParsePrefix(inside)}))
+	if text := w.Overlap(); text != "" {
+		t.Error(text)
+	}
+	reaches(t, w.lan, "["+box6+"]:8080", "web")
+	reaches(t, self, "[fd7a:9c1e:31::3]:80", "web")
+	if got := asks(t, web, "udp", "fd7a:9c1e:31::1", "web.", 28); got != "NOERROR fd7a:9c1e:31::3" {
+		t.Errorf("name: %q", got)
+	}
+	// It stays there, however the networks around change while it runs.
+	check(t, w.SetLAN([]netip.Prefix{netip.MustParsePrefix(box4 + "/24")}))
+	w.restart(t)
+	if _, again := w.workload(t, "web"); fmt.Sprint(again.Addresses) != fmt.Sprint(at.Addresses) {
+		t.Errorf("addresses %v, were %v", again.Addresses, at.Addresses)
+	}
 }
