@@ -120,7 +120,7 @@ func TestRDNSS(t *testing.T) {
 		}
 	}
 	want(3, now, "2001:db8::53", "2001:db8::54")
-	want(4, now)
+	want(4, now, "fe80::1%4")
 	if next := r.next(now); next != 600*time.Second {
 		t.Errorf("next %s", next)
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/vishvananda/netlink/nl"
@@ -88,7 +89,11 @@ func parseRDNSS(b []byte) (advert, bool) {
 	// All ones means for ever, which a duration of that many seconds is.
 	a.lifetime = time.Duration(binary.BigEndian.Uint32(option[4:])) * time.Second
 	for rest := option[rdnssHeadLen:size]; len(rest) >= 16; rest = rest[16:] {
-		if s := netip.AddrFrom16([16]byte(rest)); s.IsGlobalUnicast() && !s.Is4In6() {
+		s := netip.AddrFrom16([16]byte(rest))
+		switch {
+		case s.IsLinkLocalUnicast(): // as many a router for homes names itself
+			a.servers = append(a.servers, s.WithZone(strconv.Itoa(a.link)))
+		case s.IsGlobalUnicast() && !s.Is4In6():
 			a.servers = append(a.servers, s)
 		}
 	}
