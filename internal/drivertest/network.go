@@ -128,41 +128,110 @@ func (s *suite) reaches(t *testing.T, id workload.ID, n *Neighbour, own netip.Ad
 	}
 }
 
-// names: the instance asks who its resolv.conf names, and sees that rewritten.
+// names: the instance asks who its resolv.conf names, is told what there is and what
+// isn't, and sees both files rewritten.
 func (s *suite) names(t *testing.T, in workload.Instance, n *Neighbour) {
+	n.serveNames(t, n.Own[0], "192.0.2.77")
+	n.serveNames(t, n.Own[1], "192.0.2.78")
+	many := "NOERROR" + strings.Repeat(" 192.0.2.77", manyAnswers)
+	for _, test := range [][4]string{
+		{"udp", "blog.", "A", "NOERROR 192.0.2.77"},
+		{"udp", "blog.", "AAAA", "NOERROR"}, // it is there, and has none
+		{"udp", "six.", "A", "NOERROR"},
+		{"udp", "six.", "AAAA", "NOERROR 2001:db8::77"},
+		{"udp", "gone.", "A", "NXDOMAIN"},
+		{"tcp", "blog.", "A", "NOERROR 192.0.2.77"},
+		{"tcp", "gone.", "AAAA", "NXDOMAIN"},
+		{"tcp", "many.", "A", many},
+	} {
+		if code, out, errs := s.command(t, in.ID, payload("ask", test[0], test[1], test[2])); code != 0 || out != test[3]+"\n" {
+			t.Errorf("%s %s by %s: code %d, %q, %q; want %q", test[1], test[2], test[0], code, out, errs, test[3])
+		}
+	}
+	if _, out, errs := s.command(t, in.ID, payload("ask", "udp", "many.", "A")); !strings.HasPrefix(out, "NOERROR truncated") {
+		t.Errorf("more than a packet holds: %q, %q", out, errs)
+	}
+	for name, want := range map[string]string{"blog": "blog 192.0.2.77\n", "six": "six 2001:db8::77\n", "many": "many" + many[len("NOERROR"):] + "\n"} {
+		if code, out, errs := s.command(t, in.ID, payload("lookup", name)); code != 0 || out != want {
+			t.Errorf("code %d, %q, %q; want %q", code, out, errs, want)
+		}
+	}
+	const changed = "127.0.0.1 localhost\n192.0.2.9 other\n"
+	server := fmt.Sprintf("nameserver %s\n", n.Own[1])
+	for path, content := range map[string]string{in.Network.Hosts: changed, in.Network.ResolvConf: server} {
+		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.shows(t, in.ID, "/etc/hosts", changed)
+	s.shows(t, in.ID, "/etc/resolv.conf", server)
+	if code, out, errs := s.command(t, in.ID, payload("lookup", "blog")); code != 0 || out != "blog 192.0.2.78\n" {
+		t.Errorf("by the other server: code %d, %q, %q", code, out, errs)
+	}
+}
+
+// manyAnswers are more than fit into a packet of 512 bytes.
+const manyAnswers = 100
+
+// serveNames answers on an address of the neighbour, with this one for an address.
+func (n *Neighbour) serveNames(t *testing.T, at netip.Addr, answer string) {
+	t.Helper()
 	var packets net.PacketConn
+	var connections net.Listener
 	err := n.Do(func() (err error) {
-		packets, err = net.ListenPacket("udp", netip.AddrPortFrom(n.Own[0], 53).String())
+		if packets, err = net.ListenPacket("udp", netip.AddrPortFrom(at, 53).String()); err == nil {
+			connections, err = net.Listen("tcp", netip.AddrPortFrom(at, 53).String())
+		}
 		return err
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := &dns.Server{PacketConn: packets, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
-		r := new(dns.Msg)
-		r.SetReply(q)
-		if q.Question[0].Name == "blog." && q.Question[0].Qtype == dns.TypeA {
-			r.Answer = []dns.RR{&dns.A{Hdr: dns.RR_Header{Name: "blog.", Rrtype: dns.TypeA, Class: dns.ClassINET}, A: net.IPv4(192, 0, 2, 77)}}
+	handle := dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
+		r := new(dns.Msg).SetReply(q)
+		record := func(kind, value string) {
+			rr, err := dns.NewRR(q.Question[0].Name + " 60 IN " + kind + " " + value)
+			if err == nil && q.Question[0].Qtype == rr.Header().Rrtype {
+				r.Answer = append(r.Answer, rr)
+			}
+		}
+		switch q.Question[0].Name {
+		case "blog.":
+			record("A", answer)
+		case "six.":
+			record("AAAA", "2001:db8::77")
+		case "many.":
+			for range manyAnswers {
+				record("A", answer)
+			}
+		default:
+			r.Rcode = dns.RcodeNameError
+		}
+		if w.RemoteAddr().Network() == "udp" {
+			r.Truncate(dns.MinMsgSize)
 		}
 		_ = w.WriteMsg(r)
-	})}
-	go func() { _ = server.ActivateAndServe() }()
-	defer func() { _ = server.Shutdown() }()
-	if code, out, errs := s.command(t, in.ID, payload("lookup", "blog")); code != 0 || out != "blog 192.0.2.77\n" {
-		t.Errorf("code %d, %q, %q", code, out, errs)
+	})
+	for _, server := range []*dns.Server{{PacketConn: packets, Handler: handle}, {Listener: connections, Handler: handle}} {
+		started := make(chan struct{})
+		server.NotifyStartedFunc = func() { close(started) }
+		go func() { _ = server.ActivateAndServe() }()
+		<-started
+		t.Cleanup(func() { _ = server.Shutdown() })
 	}
-	const changed = "127.0.0.1 localhost\n192.0.2.9 other\n"
-	if err := os.WriteFile(in.Network.Hosts, []byte(changed), 0o644); err != nil {
-		t.Fatal(err)
-	}
+}
+
+// shows waits until a file of the instance holds it.
+func (s *suite) shows(t *testing.T, id workload.ID, path, want string) {
+	t.Helper()
 	deadline := time.Now().Add(patience)
 	for {
-		_, out, _ := s.command(t, in.ID, payload("cat", "/etc/hosts"))
-		if out == changed {
+		_, out, _ := s.command(t, id, payload("cat", path))
+		if out == want {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("after %v /etc/hosts is still %q", patience, out)
+			t.Fatalf("after %v %s is still %q", patience, path, out)
 		}
 		<-time.After(100 * time.Millisecond)
 	}

@@ -16,6 +16,7 @@ import (
 var verbs = map[string]func(args []string) int{
 	"allocate": allocate,
 	"args":     args,
+	"ask":      ask,
 	"bind":     bind,
 	"bytes":    printBytes,
 	"cat":      cat,

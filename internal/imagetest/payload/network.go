@@ -33,8 +33,13 @@ func serveHTTP(args []string) int {
 	return fail(http.Serve(listener, nil))
 }
 
-// serveUDP [ADDRESS] sends each packet back.
+// serveUDP [ADDRESS] [NAME] sends each packet back, behind the name and a space if
+// there is one.
 func serveUDP(args []string) int {
+	prefix := ""
+	if name := argument(args, 1, ""); name != "" {
+		prefix = name + " "
+	}
 	conn, err := net.ListenPacket("udp", argument(args, 0, ":8080"))
 	if err != nil {
 		return fail(err)
@@ -46,7 +51,7 @@ func serveUDP(args []string) int {
 		if err != nil {
 			return fail(err)
 		}
-		if _, err := conn.WriteTo(packet[:n], peer); err != nil {
+		if _, err := conn.WriteTo(append([]byte(prefix), packet[:n]...), peer); err != nil {
 			return fail(err)
 		}
 	}
