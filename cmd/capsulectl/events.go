@@ -120,48 +120,48 @@ func followEvents(ctx context.Context, a *app, f *capsulev1.EventFilter, tail in
 		return err
 	}
 	f.After = through
-	var lost time.Time
+	var breaks patience
 	for {
-		before := f.GetAfter()
-		err := watchEvents(ctx, a, f)
+		answered, err := watchEvents(ctx, a, f)
 		switch {
 		case ctx.Err() != nil:
 			return nil //nolint:nilerr // ending a follow is no failure
 		case !isBreak(err):
 			return err
 		}
-		if lost.IsZero() || f.GetAfter() > before {
-			lost = time.Now()
-			a.ui.note("--- connection lost; trying again")
-		}
-		if time.Since(lost) > followMax {
+		first, over := breaks.broke(answered)
+		if over {
 			return err
+		}
+		if first {
+			a.ui.note("%s", lostText)
 		}
 		pause(ctx, followAgain)
 	}
 }
 
-// watchEvents prints what comes, and notes in the filter how far it has come.
-func watchEvents(ctx context.Context, a *app, f *capsulev1.EventFilter) error {
+// watchEvents prints what comes, and notes in the filter how far it has come. The
+// capsule answers at once, also when nothing has happened.
+func watchEvents(ctx context.Context, a *app, f *capsulev1.EventFilter) (answered bool, err error) {
 	c, err := a.dial()
 	if err != nil {
-		return err
+		return false, err
 	}
 	stream, err := c.events.Watch(ctx, &capsulev1.EventServiceWatchRequest{Filter: f})
 	if err != nil {
-		return err
+		return false, err
 	}
-	for {
+	for ; ; answered = true {
 		part, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
-			return io.ErrUnexpectedEOF
+			return answered, io.ErrUnexpectedEOF
 		}
 		if err != nil {
-			return err
+			return answered, err
 		}
 		tellMissed(a, part.GetMissed())
 		if err := printEvents(a, part.GetEvents()); err != nil {
-			return err
+			return answered, err
 		}
 		f.After = part.GetThrough()
 	}

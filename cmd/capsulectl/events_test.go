@@ -14,7 +14,6 @@ import (
 	"time"
 
 	capsulev1 "capsule/api/capsule/v1"
-	"capsule/internal/contexts"
 )
 
 // run is one command line of the operator, in this process.
@@ -25,31 +24,51 @@ func run(t *testing.T, args ...string) {
 	}
 }
 
-// Following goes on over a restart of the daemon: each number once, in order.
-func TestFollowEvents(t *testing.T) {
+// commanded is a capsule that the commands of a test are for.
+type commanded struct {
+	*testCapsule
+	t     *testing.T
+	stops []func()
+}
+
+func newCommanded(t *testing.T) *commanded {
+	t.Helper()
 	config := t.TempDir()
 	t.Setenv("XDG_CONFIG_HOME", config)
 	t.Setenv("CAPSULE_HOST", "test")
-	var stops []func()
-	stop := func() {
-		for i := len(stops) - 1; i >= 0; i-- {
-			stops[i]()
-		}
-		stops = nil
-	}
-	defer func() { stop() }()
-	later := func(f func()) { stops = append(stops, f) }
-	c, err := startCapsule(t.TempDir(), nil, later)
-	if err != nil {
+	c := &commanded{t: t}
+	t.Cleanup(c.stop)
+	var err error
+	if c.testCapsule, err = startCapsule(t.TempDir(), nil, c.later); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.save(filepath.Join(config, "capsule"), "test", capsulev1.Role_ROLE_ADMIN); err != nil {
 		t.Fatal(err)
 	}
-	if s, err := contexts.Open(""); err != nil || s.Use("test") != nil {
-		t.Fatal(err)
+	return c
+}
+
+func (c *commanded) later(f func()) { c.stops = append(c.stops, f) }
+
+// stop ends the daemon; start starts it again.
+func (c *commanded) stop() {
+	for i := len(c.stops) - 1; i >= 0; i-- {
+		c.stops[i]()
 	}
-	file := filepath.Join(config, "web.yaml")
+	c.stops = nil
+}
+
+func (c *commanded) start() {
+	c.t.Helper()
+	if err := c.serve(nil, c.later); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// Following goes on over a restart of the daemon: each number once, in order.
+func TestFollowEvents(t *testing.T) {
+	c := newCommanded(t)
+	file := filepath.Join(t.TempDir(), "web.yaml")
 	if err := os.WriteFile(file, []byte("kind: Container\nname: web\nimage: web:1\ncommand: [sleep, \"1000\"]\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -90,10 +109,8 @@ func TestFollowEvents(t *testing.T) {
 	run(t, "apply", "-f", file)
 	until()
 	for range 2 {
-		stop()
-		if err := c.serve(nil, later); err != nil {
-			t.Fatal(err)
-		}
+		c.stop()
+		c.start()
 		run(t, "workload", "restart", "web")
 		until()
 	}

@@ -268,7 +268,7 @@ func (r *roll) strike(name string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.left = slices.DeleteFunc(r.left, func(s string) bool { return s == name })
-	if r.ui.errTTY && len(r.left) > 0 {
+	if r.ui.errMoves && len(r.left) > 0 {
 		r.line.set("no answer yet: " + strings.Join(r.left, ", "))
 	}
 }

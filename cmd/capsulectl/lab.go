@@ -81,7 +81,7 @@ func runLabUp(ctx context.Context, a *app, o LabUpOptions) error {
 		case !s.Console:
 			line.end()
 			a.ui.note("%s", s.Text)
-		case a.ui.errTTY: // elsewhere the console would drown the steps
+		case a.ui.errMoves: // elsewhere the console would drown the steps
 			line.set("console: " + s.Text)
 		}
 	}

@@ -30,7 +30,7 @@ func (m *meter) set(step string, done, total int64, more string) {
 	}
 	text := meterText(step, done, total, pace(done-m.from, total-m.from, time.Since(m.begun)), more)
 	tenth := share100(done, total) / meterStep
-	if !m.line.ui.errTTY && tenth <= m.told {
+	if !m.line.ui.errMoves && tenth <= m.told {
 		return
 	}
 	m.told = tenth

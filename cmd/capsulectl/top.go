@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	grpcstatus "google.golang.org/grpc/status"
 
 	capsulev1 "capsule/api/capsule/v1"
 )
@@ -45,7 +47,7 @@ processor. READ and WRITE are what reaches the disks; RX and TX are the workload
 own link, which one in the capsule's own network ("network: host") has none of.
 
 --once, -o json, several capsules, or a standard output that is no terminal show it
-once, as it was during a second.`,
+once, as it was during a second. Ctrl-C ends it.`,
 		Example: `  capsulectl top
   capsulectl top --sort memory
   capsulectl top --once --all -o json`,
@@ -68,28 +70,90 @@ once, as it was during a second.`,
 }
 
 func runTop(ctx context.Context, a *app, o TopOptions) error {
-	if o.Once || !a.ui.outTTY || a.output != formatTable || a.many() {
+	if o.Once || !a.ui.outMoves || a.output != formatTable || a.many() {
 		return a.read(ctx, func(ctx context.Context, a *app) (view, error) { return topOnce(ctx, a, o.Sort) })
 	}
 	before, err := sample(ctx, a)
 	if err != nil {
 		return err
 	}
-	defer a.ui.printf("\n")
+	t := &liveTop{app: a, order: o.Sort, before: before, screen: screen{ui: a.ui}, resized: make(chan struct{}, 1)}
+	defer t.screen.end()
+	done := make(chan struct{})
+	defer close(done)
+	go watchSize(done, func() {
+		select {
+		case t.resized <- struct{}{}:
+		default: // it will be looked at
+		}
+	})
 	for wait := time.Second; ; wait = o.Interval {
-		pause(ctx, wait)
-		now, err := sample(ctx, a)
+		if err := t.wait(ctx, wait); err != nil {
+			return err
+		}
+		err := t.look(ctx)
 		if ctx.Err() != nil {
 			return nil // it is how one leaves it
 		}
 		if err != nil {
 			return err
 		}
-		if err := a.ui.screen(topView(measure(before, now), o.Sort)); err != nil {
-			return err
-		}
-		before = now
 	}
+}
+
+// liveTop is a table that is measured and drawn again and again.
+type liveTop struct {
+	app     *app
+	order   string
+	before  *capsulev1.SampleResponse
+	shown   view // nothing before the first look
+	below   string
+	screen  screen
+	resized chan struct{}
+	breaks  patience
+}
+
+// wait draws the table again at each new size of the terminal meanwhile.
+func (t *liveTop) wait(ctx context.Context, d time.Duration) error {
+	over := time.After(d)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-over:
+			return nil
+		case <-t.resized:
+			if err := t.draw(); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func (t *liveTop) draw() error {
+	if t.shown.columns == nil {
+		return nil
+	}
+	return t.screen.show(t.shown, t.below)
+}
+
+// look measures anew. While the capsule does not answer, such as while it starts
+// again, what was last seen stays.
+func (t *liveTop) look(ctx context.Context) error {
+	now, err := sample(ctx, t.app)
+	if err == nil {
+		t.shown, t.below = topView(measure(t.before, now), t.order), ""
+		t.before = now
+		return t.draw()
+	}
+	if !isBreak(err) && grpcstatus.Code(err) != codes.DeadlineExceeded {
+		return err
+	}
+	if _, over := t.breaks.broke(t.below == ""); over {
+		return err
+	}
+	t.below = lostText
+	return t.draw()
 }
 
 // topOnce looks twice, a second apart.
@@ -173,7 +237,7 @@ func rates(before, now *capsulev1.Use, seconds float64) Rates {
 	cpu := func(u *capsulev1.Use) uint64 { return uint64(max(0, u.GetCpu().AsDuration())) }
 	r.CPUPercent = rate(cpu(before), cpu(now)) / float64(time.Second) * 100
 	r.Read, r.Written = rate(before.GetIoRead(), now.GetIoRead()), rate(before.GetIoWritten(), now.GetIoWritten())
-	if now.GetNetReceived() > 0 || now.GetNetSent() > 0 || now != nil && now.NetReceived != nil {
+	if now != nil && now.NetReceived != nil {
 		received, sent := rate(before.GetNetReceived(), now.GetNetReceived()), rate(before.GetNetSent(), now.GetNetSent())
 		r.Received, r.Sent = &received, &sent
 	}

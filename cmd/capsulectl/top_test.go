@@ -51,8 +51,13 @@ func TestMeasure(t *testing.T) {
 			t.Errorf("by %s: %s", order, got)
 		}
 	}
-	var out bytes.Buffer
-	if err := (&ui{out: &out}).screen(topView(all, sortName)); err != nil || !strings.HasPrefix(out.String(), "\x1b[H") || !strings.Contains(out.String(), "does not?answer") {
+	var table, out bytes.Buffer
+	if err := (&ui{out: &table}).show(formatTable, topView(all, sortName)); err != nil || !strings.Contains(table.String(), "does not?answer") {
+		t.Errorf("%q, %v", table.String(), err)
+	}
+	s := screen{ui: &ui{out: &out}}
+	if err := s.show(topView(all, sortName), lostText); err != nil || !strings.HasPrefix(out.String(), strings.Repeat("\n", screenRows)+"\x1b[H") ||
+		!strings.HasSuffix(out.String(), "\n"+lostText+"\x1b[K\x1b[J") {
 		t.Errorf("%q, %v", out.String(), err)
 	}
 }

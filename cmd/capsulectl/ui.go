@@ -20,7 +20,8 @@ import (
 
 // The rules of the terminal:
 //   - stdout holds what was asked for, and nothing else; stderr holds the rest.
-//   - Colour and moving bars are for terminals only; NO_COLOR turns colour off.
+//   - Colour and moving bars are for terminals only; NO_COLOR turns colour off, and
+//     TERM=dumb both.
 //   - A failure is one "error: …" line, then one "hint: …" line where a next
 //     step is known.
 type ui struct {
@@ -28,7 +29,8 @@ type ui struct {
 	out, err io.Writer
 	inTTY    bool
 	outTTY   bool
-	errTTY   bool
+	errMoves bool // lines on stderr can be written over
+	outMoves bool
 	colour   bool
 }
 
@@ -46,9 +48,11 @@ func newTerminal() *ui {
 	u := &ui{in: os.Stdin, out: os.Stdout, err: os.Stderr}
 	u.inTTY = term.IsTerminal(int(os.Stdin.Fd()))
 	u.outTTY = term.IsTerminal(int(os.Stdout.Fd()))
-	u.errTTY = term.IsTerminal(int(os.Stderr.Fd()))
+	dumb := os.Getenv("TERM") == "dumb"
+	u.outMoves = u.outTTY && !dumb
+	u.errMoves = term.IsTerminal(int(os.Stderr.Fd())) && !dumb
 	_, no := os.LookupEnv("NO_COLOR")
-	u.colour = u.outTTY && !no && os.Getenv("TERM") != "dumb"
+	u.colour = u.outMoves && !no
 	return u
 }
 
@@ -226,25 +230,50 @@ func (u *ui) table(columns []string, rows [][]string) error {
 	return nil
 }
 
-// screen shows a table over what the terminal showed, as far as it has lines.
-func (u *ui) screen(v view) error {
+// screenSize is that of a terminal that does not tell its own, as a serial line.
+const screenColumns, screenRows = 80, 24
+
+// screen is a table that is shown again and again over the terminal.
+type screen struct {
+	ui    *ui
+	begun bool
+}
+
+// show draws a table, and a line below it if there is one to be said, as far as the
+// terminal has room.
+func (s *screen) show(v view, below string) error {
 	var text bytes.Buffer
 	if err := (&ui{out: &text}).table(v.columns, v.rows); err != nil {
 		return err
 	}
+	columns, rows, err := term.GetSize(int(os.Stdout.Fd()))
+	if err != nil || columns < 1 || rows < 1 {
+		columns, rows = screenColumns, screenRows
+	}
+	if !s.begun { // what stood there is not written over, but scrolled up
+		s.ui.printf("%s", strings.Repeat("\n", rows))
+		s.begun = true
+	}
 	lines := strings.Split(strings.TrimSuffix(text.String(), "\n"), "\n")
-	width, height, err := term.GetSize(int(os.Stdout.Fd()))
-	if err == nil && height > 1 && len(lines) > height-1 {
-		lines = lines[:height-1]
+	lines = lines[:min(len(lines), max(1, rows-2))]
+	if below != "" {
+		lines = append(lines, below)
 	}
 	for i, line := range lines {
-		if runes := []rune(line); err == nil && width > 1 && len(runes) > width {
-			lines[i] = string(runes[:width])
+		if runes := []rune(line); len(runes) > columns {
+			lines[i] = string(runes[:columns])
 		}
 	}
 	// From the top, each line to its end, then the rest: nothing flickers.
-	u.printf("\x1b[H%s\x1b[K\x1b[J", strings.Join(lines, "\x1b[K\r\n"))
+	s.ui.printf("\x1b[H%s\x1b[K\x1b[J", strings.Join(lines, "\x1b[K\r\n"))
 	return nil
+}
+
+// end leaves the terminal below the table.
+func (s *screen) end() {
+	if s.begun {
+		s.ui.printf("\n")
+	}
 }
 
 // phaseColours are painted over a finished table, where they can't shift it.
@@ -280,7 +309,7 @@ type progress struct {
 
 func (u *ui) progress() *progress {
 	p := &progress{ui: u}
-	if u.errTTY {
+	if u.errMoves {
 		p.bars = mpb.New(mpb.WithOutput(u.err), mpb.WithWidth(60))
 	}
 	return p
@@ -398,7 +427,7 @@ func (s *statusLine) set(text string) {
 		return
 	}
 	s.text = text
-	if !s.ui.errTTY {
+	if !s.ui.errMoves {
 		s.ui.note("%s", text)
 		return
 	}
@@ -407,7 +436,7 @@ func (s *statusLine) set(text string) {
 
 // end removes the line from a terminal.
 func (s *statusLine) end() {
-	if s.ui.errTTY && s.text != "" {
+	if s.ui.errMoves && s.text != "" {
 		fmt.Fprint(s.ui.err, "\r\x1b[K")
 		s.text = ""
 	}

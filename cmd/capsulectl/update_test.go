@@ -425,7 +425,7 @@ func TestMeter(t *testing.T) {
 		t.Errorf("%d lines:\n%s", len(lines), out.String())
 	}
 	out.Reset()
-	m.line.ui.errTTY = true
+	m.line.ui.errMoves = true
 	m.set("write", 1, 3, "")
 	m.set("write", 2, 3, "")
 	m.end()

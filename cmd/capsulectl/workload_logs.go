@@ -67,24 +67,23 @@ func runWorkloadLogs(ctx context.Context, a *app, o LogsOptions, name string) er
 	}
 	p := &logPrinter{ui: a.ui, timestamps: o.Timestamps}
 	request := &capsulev1.LogsRequest{Name: name, Follow: o.Follow, Tail: o.Tail, Since: since, Serial: o.Serial}
-	lost := time.Time{}
+	var breaks patience
 	for {
-		before := p.pieces
-		err := readLogs(ctx, a, request, p)
+		answered, err := readLogs(ctx, a, request, p)
 		switch {
 		case err == nil:
 			return nil
 		case ctx.Err() != nil && o.Follow:
 			return nil // ending a follow is no failure
-		case !o.Follow || !isBreak(err) || p.pieces == 0 && lost.IsZero():
+		case !o.Follow || !isBreak(err) || !answered && breaks.never():
 			return err
 		}
-		if lost.IsZero() || p.pieces > before {
-			lost = time.Now()
-			a.ui.note("--- connection lost; trying again")
-		}
-		if time.Since(lost) > followMax {
+		first, over := breaks.broke(answered)
+		if over {
 			return err
+		}
+		if first {
+			a.ui.note("%s", lostText)
 		}
 		p.resume(request)
 		pause(ctx, followAgain)
@@ -95,6 +94,25 @@ func runWorkloadLogs(ctx context.Context, a *app, o LogsOptions, name string) er
 func isBreak(err error) bool {
 	code := grpcstatus.Code(err)
 	return code == codes.Unavailable || code == codes.Aborted
+}
+
+// lostText is said of a connection that broke.
+const lostText = "--- connection lost; trying again"
+
+// patience is for a connection that is made again after a break, while the capsule
+// does not stay away for longer than followMax.
+type patience struct{ since time.Time }
+
+// never tells that there was no break yet.
+func (p *patience) never() bool { return p.since.IsZero() }
+
+// broke notes a break, and whether the capsule has answered since the one before:
+// the first of a row is to be told, and over ends it.
+func (p *patience) broke(answered bool) (first, over bool) {
+	if first = answered || p.never(); first {
+		p.since = time.Now()
+	}
+	return first, time.Since(p.since) > followMax
 }
 
 func parseSince(s string, now time.Time) (*timestamppb.Timestamp, error) {
@@ -111,25 +129,29 @@ func parseSince(s string, now time.Time) (*timestamppb.Timestamp, error) {
 	return timestamppb.New(t), nil
 }
 
-func readLogs(ctx context.Context, a *app, request *capsulev1.LogsRequest, p *logPrinter) error {
+// readLogs prints what comes; answered tells whether the capsule let us in, though
+// there may be nothing to print.
+func readLogs(ctx context.Context, a *app, request *capsulev1.LogsRequest, p *logPrinter) (answered bool, err error) {
 	c, err := a.dial()
 	if err != nil {
-		return err
+		return false, err
 	}
 	stream, err := c.workloads.Logs(ctx, request)
 	if err != nil {
-		return err
+		return false, err
 	}
+	header, err := stream.Header()
+	answered = err == nil && header != nil
 	for {
 		piece, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
-			return nil
+			return answered, nil
 		}
 		if err != nil {
-			return err
+			return answered, err
 		}
 		if err := p.print(piece); err != nil {
-			return err
+			return answered, err
 		}
 	}
 }

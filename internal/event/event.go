@@ -28,9 +28,9 @@ func Append(b *bolt.Bucket, e *v1.Event) error {
 		return fmt.Errorf("number event: %w", err)
 	}
 	e.Id = id
-	if len(e.Message) > messageMax {
-		e.Message = strings.ToValidUTF8(e.Message[:messageMax], "")
-	}
+	// It may quote what a workload said: an event that can't be encoded would undo the
+	// change that it tells of.
+	e.Message = strings.ToValidUTF8(e.Message[:min(len(e.Message), messageMax)], "")
 	data, err := proto.Marshal(e)
 	if err != nil {
 		return fmt.Errorf("encode event %d: %w", id, err)

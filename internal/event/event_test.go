@@ -23,7 +23,7 @@ func TestRing(t *testing.T) {
 			return err
 		}
 		for range Max + extra {
-			if err := Append(b, &v1.Event{Type: "created", Message: "x" + strings.Repeat("é", messageMax)}); err != nil {
+			if err := Append(b, &v1.Event{Type: "created", Message: "x\xff" + strings.Repeat("é", messageMax)}); err != nil {
 				return err
 			}
 		}
@@ -43,6 +43,9 @@ func TestRing(t *testing.T) {
 		}
 		if oldest, newest := Kept(b); oldest != extra+1 || newest != Max+extra {
 			t.Errorf("kept %d to %d", oldest, newest)
+		}
+		if !strings.HasPrefix(all[0].Message, "xé") {
+			t.Errorf("message %q", all[0].Message)
 		}
 		some, err := List(b, 100, 3)
 		if err != nil || len(some) != 3 || some[0].Id != 101 {

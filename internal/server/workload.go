@@ -158,6 +158,10 @@ func (s *workloads) Logs(req *capsulev1.LogsRequest, out capsulev1.WorkloadServi
 		if err := onDelete(ctx, st, obj, cancel); err != nil {
 			return err
 		}
+		// Whoever follows hears that it is let in, though nothing may be printed for days.
+		if err := out.SendHeader(nil); err != nil {
+			return err
+		}
 	}
 	o := logs.Options{Follow: req.GetFollow(), Tail: req.GetTail(), Since: since}
 	err = logs.Follow(ctx, dir, o, func(r logs.Record) error {
