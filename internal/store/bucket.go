@@ -63,12 +63,21 @@ func (b *Bucket) Update(fn func(Table) error) error {
 	}
 	defer b.store.copier.wake()
 	return b.store.db.Update(func(tx *bolt.Tx) error {
-		table, err := tx.Bucket(bucketKV).CreateBucketIfNotExists(b.name)
+		table, err := tableIn(tx, b.name)
 		if err != nil {
-			return fmt.Errorf("make table %s: %w", b.name, err)
+			return err
 		}
-		return fn(Table{name: b.name, bolt: table})
+		return fn(table)
 	})
+}
+
+// tableIn gives the table of that name to a transaction that writes.
+func tableIn(tx *bolt.Tx, name []byte) (Table, error) {
+	table, err := tx.Bucket(bucketKV).CreateBucketIfNotExists(name)
+	if err != nil {
+		return Table{}, fmt.Errorf("make table %s: %w", name, err)
+	}
+	return Table{name: name, bolt: table}, nil
 }
 
 // Table is a bucket inside a transaction; it must not be used after it.

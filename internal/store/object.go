@@ -24,11 +24,20 @@ type View interface {
 	List(kind string) ([]*v1.Object, error)
 	// Old is the object as it was before the transaction, nil when it is new.
 	Old(obj *v1.Object) *v1.Object
+	// Renew gives a workload a new generation, with an event of a type: what it is
+	// made of has changed, although its spec has not.
+	Renew(name, event, text string) (*v1.Object, error)
+	// Table is the Bucket of that name. What is put there is part of the change.
+	Table(name string) (Table, error)
+	// Note keeps an event about an object with the change.
+	Note(obj *v1.Object, kind, text string) error
 }
 
 type view struct {
 	tx  *bolt.Tx
 	old map[string]*v1.Object
+	// renewed are the objects that Renew has changed; nil where nothing is applied.
+	renewed *[]*v1.Object
 }
 
 // Classes of kinds that this version knows.
@@ -36,6 +45,7 @@ const (
 	classWorkload = "workload"
 	classVolume   = "volume"
 	classCapsule  = "capsule"
+	classSecret   = "secret"
 )
 
 // class groups kinds whose names are unique together.
@@ -86,6 +96,10 @@ func (v view) Old(obj *v1.Object) *v1.Object {
 	return v.old[string(objectKey(obj.Meta.Kind, obj.Meta.Name))]
 }
 
+func (v view) Table(name string) (Table, error) { return tableIn(v.tx, []byte(name)) }
+
+func (v view) Note(obj *v1.Object, kind, text string) error { return noteText(v.tx, obj, kind, text) }
+
 func notFound(kind, name string) error {
 	if kind == "" {
 		kind = classWorkload
@@ -112,7 +126,7 @@ func (s *Store) Apply(ctx context.Context, objs []*v1.Object, dryRun bool, check
 			return nil, err
 		}
 		var changes []Change
-		v := view{tx: tx, old: map[string]*v1.Object{}}
+		v := view{tx: tx, old: map[string]*v1.Object{}, renewed: &[]*v1.Object{}}
 		for _, obj := range objs {
 			result, change, err := applyOne(v, obj)
 			if err != nil {
@@ -126,6 +140,9 @@ func (s *Store) Apply(ctx context.Context, objs []*v1.Object, dryRun bool, check
 		}
 		if dryRun {
 			return nil, errDryRun
+		}
+		for _, obj := range *v.renewed {
+			changes = append(changes, Change{Object: obj})
 		}
 		return changes, nil
 	})
@@ -226,7 +243,7 @@ func merge(old, in *v1.Object) (*v1.Object, v1.Outcome) {
 	}
 	obj := proto.CloneOf(old)
 	before := specOf(old)
-	if old.Meta.Kind == in.Meta.Kind && equalKnown(before, specOf(in)) {
+	if old.Meta.Kind == in.Meta.Kind && equalKnown(before, specOf(in)) && !GivenUp(old) {
 		return obj, v1.Outcome_OUTCOME_UNCHANGED
 	}
 	spec := proto.Clone(specOf(in))

@@ -24,6 +24,8 @@ const (
 	stepStop         verb = "stop"       // stop an instance, gracefully
 	stepRemove       verb = "remove"     // remove an instance
 	stepForget       verb = "forget"     // nothing is left: give back the network, drop the object
+	stepTrust        verb = "trust"      // the wanted generation is well: it is gone back to from now on
+	stepBack         verb = "back"       // it is not: what was healthy before is what serves
 	restartOnFail         = "on-failure" // restart policies of the spec
 	restartNever          = "never"
 	reasonOperator        = "operator"
@@ -37,6 +39,7 @@ const (
 	reasonVolume          = "volume"
 	reasonDependency      = "dependency"
 	reasonUnhealthy       = "unhealthy"
+	reasonRollback        = "rollback"
 )
 
 // volumesOf tells whose volumes a step needs.
@@ -58,8 +61,11 @@ type step struct {
 	Halt bool
 	// Heal tells a stop of what is to be started again since it is unhealthy.
 	Heal bool
-	ID   ID     // of stop, remove and start
-	Kind string // whose driver does it
+	// Once tells a start that is given up when it fails: another is gone back to.
+	Once   bool
+	ID     ID     // of stop, remove and start
+	Kind   string // whose driver does it
+	Digest string // of trust: the image that it ran
 }
 
 // world is all that a decision looks at.
@@ -83,9 +89,14 @@ type world struct {
 	// Health is what the checks say of what runs.
 	Health checked
 	// Waits says which workload the wanted generation has to wait for, and how that
-	// stands.
-	Waits string
-	Now   time.Time
+	// stands; OldWaits tells that the one that served before has to.
+	Waits    string
+	OldWaits bool
+	// Healthy is the generation that is gone back to: the last one that was healthy,
+	// or, without a check, ran well. It is 0 for none.
+	Healthy uint64
+	Trial   trial
+	Now     time.Time
 }
 
 // seen is an instance and the kind whose driver lists it.
@@ -109,6 +120,7 @@ type decision struct {
 func decide(w world) decision {
 	d := &decider{world: w, status: fresh(w.Object)}
 	d.was = d.status.Health
+	d.returning = w.Object.GetWorkload().GetStatus().GetRolledBack() != "" && d.status.RolledBack == ""
 	for _, s := range w.Seen {
 		switch {
 		case s.UID != w.Object.Meta.Uid:
@@ -139,6 +151,7 @@ func fresh(obj *v1.Object) *v1.WorkloadStatus {
 		status.Restarts, status.Failures = 0, 0
 		status.NextStartAt, status.Warnings = nil, nil
 		status.Emulated = false
+		status.RolledBack = ""
 	}
 	return status
 }
@@ -150,6 +163,8 @@ type decider struct {
 	current *seen          // the wanted generation
 	old     []seen
 	foreign []seen
+	// returning tells that the generation before the wanted one was rolled back.
+	returning bool
 }
 
 // ill tells that the wanted generation is, or was, being stopped since it is
@@ -169,6 +184,8 @@ func (d *decider) next() decision {
 		return d.stopped()
 	case d.Halt != "" && d.anyRunning() != nil:
 		return d.halt()
+	case d.status.RolledBack != "":
+		return d.rolledBack()
 	case !d.Available:
 		d.show(v1.Phase_PHASE_FAILED, reasonConfig, fmt.Sprintf("kind %s is not available on this capsule", d.Object.Meta.Kind))
 		return d.keepOld()
@@ -188,6 +205,10 @@ func (d *decider) observe() {
 	run := d.anyRunning()
 	d.observeHealth(run)
 	d.status.RunningGeneration, d.status.ImageDigest = 0, ""
+	d.status.HealthyGeneration, d.status.OnTrial = d.Healthy, false
+	if d.healthyOld() == nil {
+		d.status.RolledBack = "" // the runtime lost it: there is nothing else than what is declared
+	}
 	if run != nil {
 		d.status.RunningGeneration = run.Generation
 		d.status.ImageDigest = run.ImageDigest
@@ -250,7 +271,8 @@ func (d *decider) deleted() decision {
 }
 
 // stopped stops whatever runs. The newest instance that ran is kept, so that
-// its files last until the next start; one that never ran is removed.
+// its files last until the next start, and the one that is gone back to; one that
+// never ran is removed.
 func (d *decider) stopped() decision {
 	d.status.NextStartAt = nil
 	all := d.old
@@ -263,10 +285,10 @@ func (d *decider) stopped() decision {
 		case s.State == Running:
 			d.show(v1.Phase_PHASE_STOPPING, reasonOperator, "being stopped by an operator")
 			return d.do(stepStop, &s)
-		case kept || s.State == Prepared && s.Generation != d.Served:
+		case s.Generation != d.Healthy && (kept || s.State == Prepared && s.Generation != d.Served):
 			d.show(v1.Phase_PHASE_STOPPING, reasonOperator, "being stopped by an operator")
 			return d.do(stepRemove, &s)
-		default:
+		case !kept:
 			kept = true
 			d.recordEnd(s)
 		}
@@ -283,6 +305,9 @@ func (d *decider) make() decision {
 		return d.orOld(after)
 	}
 	if !d.ImageLocal {
+		if next := d.orOld(0); d.returning && next.Step.Do == stepStartOld {
+			return next // a pull may take long, and nothing serves
+		}
 		d.show(v1.Phase_PHASE_PULLING, "", fmt.Sprintf("pulling image %q", d.Object.GetWorkload().GetSpec().GetImage()))
 		return d.do(stepPull, nil)
 	}
@@ -355,34 +380,57 @@ func (d *decider) replace() decision {
 		return d.with(ofWanted, d.do(stepStop, run))
 	}
 	d.show(v1.Phase_PHASE_STARTING, "", "starting")
-	return d.with(ofWanted, d.do(stepStart, nil))
+	return d.start()
+}
+
+// start of the wanted generation, prepared or ended. What can be gone back from is
+// not started in vain again and again.
+func (d *decider) start() decision {
+	next := d.with(ofWanted, d.do(stepStart, nil))
+	next.Step.Once = d.fallback() != nil
+	return next
 }
 
 func (d *decider) running() decision {
 	if run := d.runningOld(); run != nil {
 		return d.do(stepStop, run)
 	}
+	if why := d.fails(); why != "" {
+		return d.giveUp(why)
+	}
+	d.status.OnTrial = d.fallback() != nil
 	if d.sick() {
 		d.show(v1.Phase_PHASE_STOPPING, reasonUnhealthy, unhealthy(d.status))
 		return d.heal(d.current)
 	}
 	d.showRunning()
 	d.status.NextStartAt = nil
-	if len(d.old) > 0 {
-		return d.do(stepRemove, &d.old[0])
+	if d.proven() {
+		return d.prove()
 	}
-	if d.status.Failures == 0 {
-		return d.wait(0)
+	if old := d.needless(); old != nil {
+		return d.do(stepRemove, old)
 	}
-	if d.Health.Checked && d.status.Health != v1.HealthState_HEALTH_STATE_HEALTHY {
-		return d.wait(0) // it is not known to be a good run
+	return d.wait(d.watch())
+}
+
+// watch is how long what runs can be left alone, 0 for until a wake-up. A good run
+// has its failures forgotten.
+func (d *decider) watch() time.Duration {
+	switch {
+	case d.fallback() != nil:
+		return d.Trial.left()
+	case d.Health.Checked && d.status.Health != v1.HealthState_HEALTH_STATE_HEALTHY:
+		return 0 // it is not known to be a good run
+	case d.status.Failures == 0 && d.Healthy == d.current.Generation:
+		return 0
 	}
 	left := goodRun - d.Now.Sub(d.current.StartedAt)
 	if left <= 0 {
 		d.status.Failures = 0
-		return d.wait(0)
+		return 0
 	}
-	return d.wait(min(left, goodRun))
+	return min(left, goodRun)
 }
 
 // showRunning says how it runs; one that was restarted since it was unhealthy says
@@ -406,20 +454,27 @@ func (d *decider) ended() decision {
 	if run := d.runningOld(); run != nil {
 		return d.do(stepStop, run)
 	}
-	if len(d.old) > 0 {
-		return d.do(stepRemove, &d.old[0])
+	if old := d.needless(); old != nil {
+		return d.do(stepRemove, old)
 	}
+	d.status.OnTrial = d.fallback() != nil
 	if d.unaccounted() {
 		if d.current.FinishedAt.IsZero() {
 			return d.lost()
 		}
 		d.account()
 	}
-	if d.status.Phase == v1.Phase_PHASE_EXITED {
-		return d.wait(0)
+	switch {
+	case d.status.Phase == v1.Phase_PHASE_EXITED:
+		return d.done()
+	case d.status.OnTrial && d.status.Phase == v1.Phase_PHASE_BACK_OFF && d.Trial.Lasts >= d.Trial.Window:
+		return d.giveUp(d.late(d.status.Message))
 	}
 	if after := d.pause(retryPermanent); after > 0 {
 		d.keepFailure()
+		if d.status.OnTrial {
+			after = min(after, d.Trial.left())
+		}
 		return d.wait(after)
 	}
 	text := "starting again"
@@ -428,6 +483,16 @@ func (d *decider) ended() decision {
 	}
 	d.show(v1.Phase_PHASE_STARTING, d.status.Reason, text)
 	return d.again()
+}
+
+// done waits after an end for good. What ended well is well.
+func (d *decider) done() decision {
+	d.status.OnTrial = false
+	well := d.status.Reason == reasonExit && d.status.GetExitCode() == 0
+	if well && d.Healthy != d.current.Generation {
+		return d.prove()
+	}
+	return d.wait(0)
 }
 
 // unaccounted tells that the status does not know of this end yet.
@@ -461,7 +526,7 @@ func (d *decider) again() decision {
 	if d.Held != "" {
 		return d.hold()
 	}
-	next := d.with(ofWanted, d.do(stepStart, nil))
+	next := d.start()
 	next.Step.Again = true
 	return next
 }
@@ -575,6 +640,9 @@ func (d *decider) orOld(after time.Duration) decision {
 	if d.runningOld() != nil || d.Object.GetWorkload().GetSpec().GetRestart() == restartNever {
 		return d.wait(after)
 	}
+	if back := d.healthyOld(); back != nil && d.Served != d.Healthy && d.Served != d.Object.Meta.Generation {
+		return d.do(stepBack, back) // the one that served was on trial
+	}
 	for i := range d.old {
 		if d.old[i].Generation != d.Served {
 			continue
@@ -585,7 +653,7 @@ func (d *decider) orOld(after time.Duration) decision {
 			}
 			return d.wait(min(after, left))
 		}
-		if d.OldHeld {
+		if d.OldHeld || d.OldWaits {
 			return d.wait(after)
 		}
 		return d.with(ofServed, d.do(stepStartOld, &d.old[i]))

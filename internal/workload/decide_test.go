@@ -104,6 +104,25 @@ func TestDecide(t *testing.T) {
 		return func(w *world) { w.Health = checked{Checked: true, Heals: heals, State: state, Text: "exit code 1: no"} }
 	}
 	sick, well, fresh := verdict(unwell, true), verdict(healthy, true), verdict(0, true)
+	// Generation 1 was healthy, and 2 is on trial; served is what was started last.
+	trying := func(served uint64, lasts time.Duration, change ...func(*world)) func(*world) {
+		return func(w *world) {
+			w.Health = checked{Checked: true, Heals: true, State: starting, Text: "exit code 1: no"}
+			w.Served, w.Healthy, w.Trial = served, 1, trial{On: true, Window: time.Minute, Lasts: lasts}
+			for _, c := range change {
+				c(w)
+			}
+		}
+	}
+	forward := func(w *world) { w.Trial.On = false }
+	same := func(w *world) { w.Trial.Same = true }
+	onlyTold := func(w *world) { w.Health.Heals = false }
+	nothingToldYet := func(w *world) { w.Health.State, w.Health.Text = 0, "" }
+	givenUp := func(s *v1.WorkloadStatus) { s.RolledBack = "no good" }
+	backFrom := func(generation uint64) func(*v1.Object) {
+		return status(v1.Phase_PHASE_FAILED, because(reasonRollback), givenUp, func(s *v1.WorkloadStatus) { s.Generation = generation })
+	}
+	old, newer := instance(1, Ended, exit(143, time.Minute)), instance(2, Running)
 	halt := func(w *world) { w.Halt = "volume \"v\" can't be written to" }
 	tests := []struct {
 		name  string
@@ -220,6 +239,55 @@ func TestDecide(t *testing.T) {
 		{"the old serves and is unhealthy → stop", declared(2, status(v1.Phase_PHASE_FAILED, tries(1, reasonImage, time.Second))), none, []seen{instance(1, Running)}, sick, "stop 1 FAILED image (1 runs)"},
 		{"unhealthy, stopped by an operator", declared(2, stoppedByOperator), image, []seen{instance(1, Running)}, sick, "stop 1 STOPPING operator (1 runs)"},
 
+		// Trial.
+		{"well for the first time → trust", declared(1), image, []seen{instance(1, Running)}, func(w *world) { well(w); w.Healthy = 0 }, "trust 1 RUNNING (1 runs)"},
+		{"not yet well", declared(1), image, []seen{instance(1, Running)}, func(w *world) { fresh(w); w.Healthy = 0 }, "wait RUNNING"},
+		{"no check: trusted after a good run", declared(1), image, []seen{instance(1, Running, func(s *seen) { s.StartedAt = noon.Add(-3 * time.Second) })}, func(w *world) { w.Healthy = 0 }, "wait RUNNING 7s"},
+		{"no check: a good run → trust", declared(1), image, []seen{instance(1, Running)}, func(w *world) { w.Healthy = 0 }, "trust 1 RUNNING (1 runs)"},
+		{"ended well → trust", declared(1, restart("never"), status(v1.Phase_PHASE_RUNNING)), image, []seen{instance(1, Ended, exit(0, 0))}, func(w *world) { w.Healthy = 0 }, "trust 1 EXITED exit"},
+		{"ended ill → no trust", declared(1, restart("never"), status(v1.Phase_PHASE_RUNNING)), image, []seen{instance(1, Ended, exit(1, 0))}, func(w *world) { w.Healthy = 0 }, "wait EXITED exit"},
+		{"to be tried: started once", declared(2), image, []seen{old, instance(2, Prepared)}, trying(1, 0), "start once 2 STARTING"},
+		{"not to be gone back from: started as ever", declared(2), image, []seen{old, instance(2, Prepared)}, trying(1, 0, forward), "start 2 STARTING"},
+		{"on trial: the old is kept", declared(2), image, []seen{old, newer}, trying(2, 15*time.Second), "wait RUNNING 45s (trial)"},
+		{"on trial: what is older goes", declared(3), image, []seen{old, instance(2, Ended), instance(3, Running)}, trying(3, 0), "remove 2 RUNNING (3 runs) (trial)"},
+		{"passed → trust", declared(2), image, []seen{old, newer}, trying(2, 15*time.Second, well), "trust 2 RUNNING (2 runs) (trial)"},
+		{"passed late → trust", declared(2), image, []seen{old, newer}, trying(2, time.Hour, well), "trust 2 RUNNING (2 runs) (trial)"},
+		{"the same as what was healthy → trust", declared(2), image, []seen{old, newer}, trying(2, 0, same), "trust 2 RUNNING (2 runs)"},
+		{"not to be gone back from: the old goes", declared(2), image, []seen{old, newer}, trying(2, 0, forward), "remove 1 RUNNING (2 runs)"},
+		{"nothing is left to go back to", declared(2), image, []seen{newer}, trying(2, time.Hour), "wait RUNNING"},
+		{"too late → back", declared(2), image, []seen{old, newer}, trying(2, time.Minute), "back 1 STOPPING rollback (2 runs)"},
+		{"nothing was ever told, too late → back", declared(2), image, []seen{old, newer}, trying(2, time.Minute, nothingToldYet), "back 1 STOPPING rollback (2 runs)"},
+		{"unhealthy → back", declared(2), image, []seen{old, newer}, trying(2, 0, sick), "back 1 STOPPING rollback (2 runs)"},
+		{"unhealthy, only told → back", declared(2), image, []seen{old, newer}, trying(2, 0, sick, onlyTold), "back 1 STOPPING rollback (2 runs)"},
+		{"unhealthy, not to be gone back from → heal", declared(2), image, []seen{newer}, trying(2, 0, sick, forward), "stop 2 STOPPING unhealthy (2 runs)"},
+		{"ended on trial → back-off", declared(2, status(v1.Phase_PHASE_RUNNING)), image, []seen{old, instance(2, Ended, exit(1, 0))}, trying(2, 0), "wait BACK_OFF exit 100ms (trial)"},
+		{"… at most until it is over", declared(2, status(v1.Phase_PHASE_RUNNING, tries(9, "", -time.Hour))), image, []seen{old, instance(2, Ended, exit(1, 0))}, trying(2, 50*time.Second), "wait BACK_OFF exit 10s (trial)"},
+		{"… and starts", declared(2, status(v1.Phase_PHASE_BACK_OFF, tries(1, reasonExit, 0), func(s *v1.WorkloadStatus) { s.FinishedAt = timestamppb.New(noon) })), image, []seen{old, instance(2, Ended, exit(1, 0))}, trying(2, time.Second), "start again once 2 STARTING exit (trial)"},
+		{"ends until it is over → back", declared(2, status(v1.Phase_PHASE_RUNNING)), image, []seen{old, instance(2, Ended, exit(1, 0))}, trying(2, time.Minute), "back 1 STOPPING rollback"},
+		{"ended well on trial → trust", declared(2, restart("on-failure"), status(v1.Phase_PHASE_RUNNING)), image, []seen{old, instance(2, Ended, exit(0, 0))}, trying(2, 0), "trust 2 EXITED exit"},
+		{"held on trial: the time is not its fault", declared(2, status(v1.Phase_PHASE_PENDING, because(reasonVolume), func(s *v1.WorkloadStatus) { s.FinishedAt = timestamppb.New(noon) })), image, []seen{old, instance(2, Ended, exit(1, 0))}, trying(2, time.Hour, held), "wait PENDING volume (trial)"},
+		{"lost with the machine on trial → start", declared(2, status(v1.Phase_PHASE_RUNNING)), image, []seen{old, instance(2, Ended)}, trying(2, 0), "start again once 2 STARTING machine (trial)"},
+
+		// Going back.
+		{"given up → back", declared(2, backFrom(2)), image, []seen{old, newer}, trying(2, 0), "back 1 STOPPING rollback (2 runs)"},
+		{"given up → stop", declared(2, backFrom(2)), image, []seen{old, newer}, trying(1, 0), "stop 2 STOPPING rollback (2 runs)"},
+		{"stopped → start the old", declared(2, backFrom(2)), image, []seen{old, instance(2, Ended, exit(143, 0))}, trying(1, 0), "start old 1 FAILED rollback"},
+		{"the old runs → remove what failed", declared(2, backFrom(2)), image, []seen{instance(1, Running), instance(2, Ended, exit(143, 0))}, trying(1, 0), "remove 2 FAILED rollback (1 runs)"},
+		{"the old runs", declared(2, backFrom(2)), none, []seen{instance(1, Running)}, trying(1, 0), "wait FAILED rollback (1 runs)"},
+		{"the old runs, and is unhealthy → heal", declared(2, backFrom(2)), none, []seen{instance(1, Running)}, trying(1, 0, sick), "stop 1 FAILED rollback (1 runs)"},
+		{"the old does not start → wait", declared(2, backFrom(2)), none, []seen{old}, trying(1, 0, func(w *world) { w.OldRetry = noon.Add(4 * time.Second) }), "wait FAILED rollback 4s"},
+		{"the old waits for its volume", declared(2, backFrom(2)), none, []seen{old}, trying(1, 0, func(w *world) { w.OldHeld = true }), "wait FAILED rollback"},
+		{"the old waits for another", declared(2, backFrom(2)), none, []seen{old}, trying(1, 0, func(w *world) { w.OldWaits = true }), "wait FAILED rollback"},
+		{"rolled back, and the machine went down → start the old", declared(2, backFrom(2)), none, []seen{instance(1, Prepared)}, trying(1, 0), "start old 1 FAILED rollback"},
+		{"rolled back, and the runtime lost it → what is declared", declared(2, backFrom(2)), image, nil, trying(1, 0), "prepare 2 STARTING"},
+		{"rolled back, then stopped", declared(3, stoppedByOperator, backFrom(2)), image, []seen{instance(1, Running)}, trying(1, 0), "stop 1 STOPPING operator (1 runs)"},
+		{"rolled back, then deleted", declared(3, deletedByOperator, backFrom(2)), image, []seen{instance(1, Running)}, trying(1, 0), "stop 1 STOPPING (1 runs)"},
+		{"rolled back, another spec: the old serves", declared(3, backFrom(2)), none, []seen{instance(1, Running)}, trying(1, 0), "pull 3 PULLING (1 runs)"},
+		{"going back, another spec: the old serves while it is pulled", declared(3, backFrom(2)), none, []seen{old, instance(2, Ended)}, trying(1, 0), "start old 1 PENDING"},
+		{"on trial, another spec that fails: what was healthy serves", declared(3, status(v1.Phase_PHASE_FAILED, tries(1, reasonImage, time.Second))), none, []seen{old, instance(2, Ended)}, trying(2, 0), "back 1 FAILED image"},
+		{"stopped on trial: both are kept", declared(3, stoppedByOperator), image, []seen{old, instance(2, Ended, exit(143, 0))}, trying(2, 0), "wait STOPPED operator"},
+		{"stopped on trial, after the machine went down", declared(3, stoppedByOperator), image, []seen{instance(1, Prepared), instance(2, Ended)}, trying(2, 0), "wait STOPPED operator"},
+
 		// Dependencies.
 		{"depends: prepared meanwhile", declared(1), image, nil, waits, "prepare 1 STARTING"},
 		{"depends: waits", declared(1), image, []seen{instance(1, Prepared)}, waits, "wait PENDING dependency"},
@@ -247,7 +315,7 @@ func TestDecide(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			w := world{Object: test.obj, Seen: test.seen, ImageLocal: test.local, Available: true, Now: noon}
+			w := world{Object: test.obj, Seen: test.seen, ImageLocal: test.local, Available: true, Healthy: test.obj.Meta.Generation, Now: noon}
 			if test.tweak != nil {
 				test.tweak(&w)
 			}
@@ -264,6 +332,9 @@ func show(d decision) string {
 	if d.Step.Again {
 		text += " again"
 	}
+	if d.Step.Once {
+		text += " once"
+	}
 	if d.Step.Do != stepWait {
 		text += fmt.Sprint(" ", d.Step.ID.Generation)
 	}
@@ -276,6 +347,9 @@ func show(d decision) string {
 	}
 	if run := d.Status.RunningGeneration; run > 0 && (d.Step.Do != stepWait || run != d.Status.Generation) {
 		text += fmt.Sprintf(" (%d runs)", run)
+	}
+	if d.Status.OnTrial {
+		text += " (trial)"
 	}
 	return text
 }
@@ -297,7 +371,7 @@ func TestDecideNamesVolumes(t *testing.T) {
 		{declared(2, stoppedByOperator), []seen{instance(1, Running)}, stepStop, ofNone},
 		{declared(1), []seen{instance(1, Running)}, stepWait, ofNone},
 	} {
-		d := decide(world{Object: test.obj, Seen: test.seen, ImageLocal: true, Available: true, Served: 1, Now: noon})
+		d := decide(world{Object: test.obj, Seen: test.seen, ImageLocal: true, Available: true, Served: 1, Healthy: test.obj.Meta.Generation, Now: noon})
 		if d.Step.Do != test.step || d.Volumes != test.want {
 			t.Errorf("%s with volumes %d, want %s with %d", d.Step.Do, d.Volumes, test.step, test.want)
 		}

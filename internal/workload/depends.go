@@ -10,12 +10,25 @@ import (
 )
 
 // waits says which of the workloads that an object depends on it has to wait for,
-// "" for none. What this daemon has not looked at yet counts as not there: its
-// status may be older than the machine's last start.
-func (l *Loop) waits(obj *v1.Object, m *memory) (string, error) {
-	names := obj.GetWorkload().GetSpec().GetDependsOn()
+// "" for none, and whether the generation that served before has to.
+func (l *Loop) waits(obj, before *v1.Object, m *memory) (wanted string, old bool, err error) {
+	names, oldNames := obj.GetWorkload().GetSpec().GetDependsOn(), before.GetWorkload().GetSpec().GetDependsOn()
 	// Whoever changes from here on has us looked at again.
-	m.await(names)
+	m.await(slices.Concat(names, oldNames))
+	if wanted, err = l.waitsFor(names); err != nil {
+		return "", false, err
+	}
+	oldText, err := l.waitsFor(oldNames)
+	if wanted == "" && oldText == "" && err == nil {
+		m.await(nil)
+	}
+	return wanted, oldText != "", err
+}
+
+// waitsFor says which of some workloads has to be waited for, "" for none. What
+// this daemon has not looked at yet counts as not there: its status may be older
+// than the machine's last start.
+func (l *Loop) waitsFor(names []string) (string, error) {
 	for _, name := range names {
 		other, err := l.opts.Store.Get("", name)
 		if err != nil && !errdefs.IsNotFound(err) {
@@ -25,7 +38,6 @@ func (l *Loop) waits(obj *v1.Object, m *memory) (string, error) {
 			return fmt.Sprintf("waits for workload %q, which %s", name, text), nil
 		}
 	}
-	m.await(nil)
 	return "", nil
 }
 

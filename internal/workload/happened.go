@@ -47,7 +47,10 @@ func happened(old, status *v1.WorkloadStatus) (list []store.Happening) {
 	if runs(status) && (again || !runs(old)) {
 		list = append(list, store.Happening{Type: "running", Text: fmt.Sprintf("runs, generation %d", status.GetGeneration())})
 	}
-	if broken := status.GetPhase() == v1.Phase_PHASE_FAILED; broken && (old.GetPhase() != v1.Phase_PHASE_FAILED || old.GetMessage() != status.GetMessage()) {
+	if status.GetRolledBack() != "" && (old.GetRolledBack() == "" || old.GetGeneration() != status.GetGeneration()) {
+		list = append(list, store.Happening{Type: reasonRollback, Text: fmt.Sprintf("generation %d %s", status.GetGeneration(), goneBack(status))})
+	}
+	if broken := status.GetPhase() == v1.Phase_PHASE_FAILED && status.GetRolledBack() == ""; broken && (old.GetPhase() != v1.Phase_PHASE_FAILED || old.GetMessage() != status.GetMessage()) {
 		list = append(list, store.Happening{Type: "failed", Text: status.GetMessage()})
 	}
 	return append(list, turned(old, status)...)

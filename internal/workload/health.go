@@ -60,11 +60,16 @@ func (d *decider) heal(run *seen) decision {
 
 // unhealthy is why, in a line: "unhealthy: exit code 1: refused".
 func unhealthy(status *v1.WorkloadStatus) string {
-	text, _, _ := strings.Cut(status.HealthMessage, "\n")
+	return strings.TrimSuffix("unhealthy: "+firstLine(status.HealthMessage), ": ")
+}
+
+// firstLine of what a check said, as far as it fits a sentence.
+func firstLine(text string) string {
+	text, _, _ = strings.Cut(text, "\n")
 	if len(text) > sentenceMax {
 		text = strings.ToValidUTF8(text[:sentenceMax], "") + "…"
 	}
-	return strings.TrimSuffix("unhealthy: "+text, ": ")
+	return text
 }
 
 // healed sets when an older generation that was stopped since it is unhealthy is

@@ -20,6 +20,11 @@ type model struct {
 	have     []seen
 	local    map[string]bool // images of the cache
 	served   uint64
+	healthy  uint64
+	images   map[uint64]string // by generation
+	tried    uint64            // generation that was started, at a time
+	trying   time.Time
+	jumped   time.Duration // of the clock, so far
 	oldRetry time.Time
 	oldTries uint32
 	mounts   map[uint64]bool // generations that mount the volume
@@ -38,6 +43,8 @@ const (
 	noImage      = "absent"  // can't be pulled
 	brokenImage  = "broken"  // can't be prepared
 	brittleImage = "brittle" // can't be started
+	illImage     = "ill"     // never becomes healthy
+	onwardImage  = "onward"  // runs, and is not to be gone back from
 )
 
 // Holders of the model's volume.
@@ -85,11 +92,11 @@ func (m *model) change(op byte) {
 				m.have[i].State = []State{Ended, Prepared}[op%2]
 			}
 		}
-		m.oldRetry, m.oldTries, m.freed, m.halting = time.Time{}, 0, false, ""
+		m.oldRetry, m.oldTries, m.freed, m.halting, m.tried = time.Time{}, 0, false, "", 0
 	case 12:
 		m.now = m.now.Add(20 * time.Second)
 	case 13: // the clock jumps
-		m.now = m.now.Add(-24 * time.Hour)
+		m.now, m.jumped = m.now.Add(-24*time.Hour), m.jumped+24*time.Hour
 	case 14:
 		m.apply(goodImage)
 		m.mounts[m.obj.Meta.Generation] = true
@@ -113,11 +120,15 @@ func (m *model) change(op byte) {
 				m.sickRun = s.StartedAt
 			}
 		}
+	case 19:
+		m.apply(illImage)
+	case 20:
+		m.apply(onwardImage)
 	}
 }
 
 // ops that change knows.
-const ops = 19
+const ops = 21
 
 // op is one byte of a fuzz input: what happens, and how many steps are taken
 // then.
@@ -128,17 +139,19 @@ func (m *model) apply(image string) {
 		m.uids++
 		m.obj = declared(1)
 		m.obj.Meta.Uid = fmt.Sprint("u", m.uids)
-		m.served, m.mounts = 0, map[uint64]bool{}
+		m.served, m.healthy, m.mounts, m.images = 0, 0, map[uint64]bool{}, map[uint64]string{}
 	} else {
 		m.obj.Meta.Generation++
 	}
 	m.obj.GetWorkload().Spec.Image = image
+	m.images[m.obj.Meta.Generation] = image
 }
 
 func (m *model) intent(stopped bool) {
 	if m.obj != nil && m.obj.Meta.DeletedAt == nil {
 		m.obj.GetWorkload().Intent = &v1.Intent{Stopped: stopped}
 		m.mounts[m.obj.Meta.Generation+1] = m.mounts[m.obj.Meta.Generation]
+		m.images[m.obj.Meta.Generation+1] = m.images[m.obj.Meta.Generation]
 		m.obj.Meta.Generation++
 	}
 }
@@ -155,13 +168,18 @@ func (m *model) step() (wait time.Duration, waits bool) {
 	w := world{Object: m.obj, Seen: slices.Clone(m.have), ImageLocal: m.local[image], Available: true, Served: m.served, OldRetry: m.oldRetry, Freed: m.freed, Halt: m.halting, Now: m.now}
 	w.Health = checked{Checked: true, Heals: true, State: healthy}
 	for _, s := range m.have {
-		if s.State == Running && s.StartedAt.Equal(m.sickRun) {
+		switch {
+		case s.State != Running:
+		case s.StartedAt.Equal(m.sickRun):
 			w.Health.State = unwell
+		case m.images[s.Generation] == illImage:
+			w.Health.State = starting
 		}
 	}
 	if m.waits {
-		w.Waits = "another is away"
+		w.Waits, w.OldWaits = "another is away", true
 	}
+	w.Healthy, w.Trial = m.healthy, m.trial()
 	d := m.next(w)
 	m.trace = append(m.trace, show(d))
 	m.obj.GetWorkload().Status = d.Status
@@ -185,9 +203,16 @@ func (m *model) step() (wait time.Duration, waits bool) {
 			m.obj.GetWorkload().Status = heldUp(d.Status, "fails", true, m.now)
 			break
 		}
+		if d.Step.Once && image == brittleImage {
+			m.obj.GetWorkload().Status = startFailed(d.Status, "fails")
+			break
+		}
 		m.try(d, image != brittleImage, reasonStart, false, func() { m.run(d.Step.ID) })
 	case stepStartOld:
 		m.mayStart(d.Step.ID)
+		if m.waits {
+			m.fail("starts the old before what it depends on")
+		}
 		m.oldTries++
 		m.oldRetry = m.now.Add(delay(retryMin, m.oldTries))
 		if i := m.find(d.Step.ID); m.mount(d.Step.ID) {
@@ -202,7 +227,7 @@ func (m *model) step() (wait time.Duration, waits bool) {
 			m.oldTries++
 			m.oldRetry = m.now.Add(delay(retryMin, m.oldTries))
 		case !d.Step.Heal && !d.Step.Halt:
-			m.mayStop(d.Step.ID)
+			m.mayStop(d.Step.ID, d.Status)
 		}
 		m.have[i].State, m.have[i].ExitCode, m.have[i].FinishedAt = Ended, 143, m.now
 		if d.Step.Halt {
@@ -213,7 +238,21 @@ func (m *model) step() (wait time.Duration, waits bool) {
 		if m.have[i].State == Running {
 			m.fail("removes what runs")
 		}
+		if id := d.Step.ID; id.UID == m.obj.Meta.Uid && id.Generation == m.healthy && m.obj.Meta.DeletedAt == nil && w.Trial.On && !w.Trial.Same {
+			m.fail("removes what is to be gone back to")
+		}
 		m.have = slices.Delete(m.have, i, i+1)
+	case stepTrust:
+		if _, count := m.runs(); count != 1 || w.Health.State != healthy && !w.Trial.Same {
+			m.fail("trusts what is not healthy")
+		}
+		m.healthy = d.Step.ID.Generation
+	case stepBack:
+		if m.healthy == 0 || m.images[m.served] == onwardImage {
+			m.fail("goes back from what must not be gone back from")
+		}
+		m.find(ID{"web", m.obj.Meta.Uid, m.healthy})
+		m.served, m.oldTries, m.oldRetry = m.healthy, 0, time.Time{}
 	case stepForget:
 		if len(m.have) > 0 {
 			m.fail("forgets with instances left")
@@ -255,6 +294,39 @@ func (m *model) mount(id ID) bool {
 	return !m.damaged
 }
 
+// trialWindow is longer than what a step of the model takes.
+const trialWindow = 30 * time.Second
+
+// trial is what the loop tells of the wanted generation's.
+func (m *model) trial() trial {
+	generation, clock := m.obj.Meta.Generation, m.now.Add(m.jumped)
+	switch {
+	case m.served != generation, held(m.obj.GetWorkload().Status):
+		m.tried = 0
+	case m.tried != generation:
+		m.tried, m.trying = generation, clock
+	}
+	if m.healthy == 0 || m.healthy == generation {
+		return trial{}
+	}
+	t := trial{On: m.images[generation] != onwardImage, Window: trialWindow}
+	t.Same = m.images[generation] == m.images[m.healthy] && m.mounts[generation] == m.mounts[m.healthy]
+	if m.tried != 0 {
+		t.Lasts = clock.Sub(m.trying)
+	}
+	return t
+}
+
+// standing are the generations that may run whatever is declared.
+func (m *model) standing() (objs []*v1.Object) {
+	for _, generation := range []uint64{m.served, m.healthy} {
+		if obj := m.object(generation); obj != nil {
+			objs = append(objs, obj)
+		}
+	}
+	return objs
+}
+
 // halted is what the loop does after a stop because of a volume.
 func (m *model) halted(d decision, s seen) {
 	m.halting = ""
@@ -270,7 +342,7 @@ func (m *model) halted(d decision, s seen) {
 
 // release gives the volume back when it is not to be kept.
 func (m *model) release(d decision) {
-	keep, known := keeps(d.Status, m.object(m.obj.Meta.Generation), m.object(m.served), m.have)
+	keep, known := keeps(d.Status, m.object(m.obj.Meta.Generation), m.standing(), m.have)
 	if known && m.holder == us && len(keep) == 0 {
 		m.give()
 	}
@@ -321,6 +393,9 @@ func (m *model) run(id ID) {
 	i := m.find(id)
 	m.have[i].State, m.have[i].StartedAt = Running, m.now
 	m.served, m.oldTries, m.oldRetry = id.Generation, 0, time.Time{}
+	if m.images[id.Generation] == onwardImage {
+		m.healthy = 0
+	}
 }
 
 // mayStart: two generations never run at once.
@@ -336,7 +411,11 @@ func (m *model) mayStart(id ID) {
 }
 
 // mayStop: what serves is not stopped before its replacement is prepared.
-func (m *model) mayStop(id ID) {
+func (m *model) mayStop(id ID, status *v1.WorkloadStatus) {
+	if status.RolledBack != "" && m.healthy != 0 && m.healthy != id.Generation {
+		m.find(ID{"web", id.UID, m.healthy})
+		return
+	}
 	if id.UID != m.obj.Meta.Uid || m.obj.GetWorkload().GetIntent().GetStopped() || m.obj.Meta.DeletedAt != nil {
 		return
 	}
@@ -395,6 +474,8 @@ func (m *model) check() {
 		}
 	case generation != 0 && m.find(ID{"web", m.obj.Meta.Uid, generation}) >= 0 && m.have[m.find(ID{"web", m.obj.Meta.Uid, generation})].StartedAt.Equal(m.sickRun):
 		m.fail("what is unhealthy runs on")
+	case m.obj.GetWorkload().Status.RolledBack != "":
+		m.checkRolledBack(generation)
 	case m.waits && count > 0 && generation == m.obj.Meta.Generation: // since before
 	case m.waits:
 		if good := m.obj.GetWorkload().Spec.Image == goodImage; good && phase != v1.Phase_PHASE_PENDING || phase == v1.Phase_PHASE_RUNNING {
@@ -408,7 +489,12 @@ func (m *model) check() {
 		if phase != v1.Phase_PHASE_PENDING || count == 0 && m.served > 0 && m.canServe() && !m.mounts[m.served] {
 			m.fail("is not held, or what served before is not kept up")
 		}
-	case m.obj.GetWorkload().Spec.Image == goodImage:
+	case m.images[m.obj.Meta.Generation] == illImage:
+		if m.canServe() && m.healthy != 0 && m.served == m.obj.Meta.Generation && m.healthy != m.served {
+			m.find(ID{"web", m.obj.Meta.Uid, m.healthy})
+			m.fail("is ill, and what was healthy is not gone back to")
+		}
+	case m.obj.GetWorkload().Spec.Image == goodImage, m.obj.GetWorkload().Spec.Image == onwardImage:
 		if count != 1 || generation != m.obj.Meta.Generation || phase != v1.Phase_PHASE_RUNNING || len(m.have) != 1 || mounts != (m.holder == us) {
 			m.fail("does not run, or the volume is not as it should be")
 		}
@@ -417,6 +503,19 @@ func (m *model) check() {
 		if phase != v1.Phase_PHASE_FAILED || count == 0 && m.served > 0 && m.canServe() && !m.mounts[m.served] {
 			m.fail("has failed, and what served before is not kept up")
 		}
+	}
+}
+
+// checkRolledBack: what was healthy before runs, unless it can't, and nothing else
+// is left.
+func (m *model) checkRolledBack(generation uint64) {
+	status := m.obj.GetWorkload().Status
+	can := !m.waits && (!m.mounts[m.healthy] || m.holder == us && !m.damaged)
+	switch {
+	case status.Phase != v1.Phase_PHASE_FAILED || status.Reason != reasonRollback || m.served != m.healthy:
+		m.fail("is rolled back, and does not say so")
+	case can && generation != m.healthy, generation != 0 && generation != m.healthy, len(m.have) != 1:
+		m.fail("is rolled back, and what was healthy does not run alone")
 	}
 }
 
@@ -432,6 +531,10 @@ func FuzzDecide(f *testing.F) {
 		// Unhealthy, and waiting for another.
 		op(0, 9) + op(18, 9) + op(18, 1) + op(10, 0), op(17, 0) + op(0, 9) + op(17, 9), op(0, 9) + op(17, 0) + op(18, 9) + op(17, 9) + op(18, 1),
 		op(0, 9) + op(2, 9) + op(18, 9) + op(18, 9), op(17, 0) + op(14, 9) + op(15, 9) + op(17, 0) + op(11, 9) + op(17, 9), op(0, 9) + op(18, 1) + op(5, 1) + op(6, 9),
+		// Gone back from: ill at once, ended, cut, with another spec meanwhile, with a volume.
+		op(0, 9) + op(19, 9) + op(12, 9) + op(12, 9), op(0, 9) + op(19, 9) + op(8, 9) + op(12, 3) + op(12, 9), op(0, 9) + op(19, 5) + op(10, 2) + op(12, 9) + op(12, 4) + op(11, 9),
+		op(0, 9) + op(19, 9) + op(12, 0) + op(12, 2) + op(2, 1) + op(11, 2) + op(19, 9), op(14, 9) + op(19, 9) + op(15, 9) + op(12, 9) + op(12, 9), op(0, 9) + op(4, 9) + op(10, 9),
+		op(0, 9) + op(19, 9) + op(5, 9) + op(6, 9) + op(12, 9) + op(12, 9), op(0, 9) + op(20, 1) + op(19, 9) + op(12, 9) + op(12, 9), op(0, 9) + op(19, 9) + op(17, 0) + op(10, 9) + op(17, 9) + op(12, 9) + op(12, 9),
 		// Volumes: had, lost, damaged.
 		op(14, 9) + op(15, 9) + op(0, 9), op(15, 0) + op(14, 9) + op(15, 9), op(0, 9) + op(15, 0) + op(14, 9) + op(8, 9) + op(15, 9),
 		op(14, 9) + op(16, 9) + op(16, 9), op(14, 9) + op(5, 9) + op(15, 0) + op(6, 9) + op(15, 9), op(14, 9) + op(16, 1) + op(0, 9) + op(10, 3) + op(16, 1),
@@ -440,7 +543,7 @@ func FuzzDecide(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, input []byte) {
-		m := &model{t: t, now: noon, local: map[string]bool{brokenImage: true, brittleImage: true}, mounts: map[uint64]bool{}}
+		m := &model{t: t, now: noon, local: map[string]bool{brokenImage: true, brittleImage: true, illImage: true}, mounts: map[uint64]bool{}}
 		for _, op := range input[:min(len(input), 60)] {
 			m.change(op)
 			for range op / ops { // how far the loop gets before the next thing happens

@@ -157,11 +157,11 @@ func inOrder(mounts []Mount) []Mount {
 
 // release gives back the volumes that a workload at rest needs no more.
 func (l *Loop) release(ctx context.Context, obj *v1.Object, m *memory, d decision, found []seen) error {
-	before, err := l.served.get(obj.Meta)
+	standing, err := StandingNow(l.opts.Store, obj.Meta)
 	if err != nil {
 		return err
 	}
-	keep, known := keeps(d.Status, obj, before, found)
+	keep, known := keeps(d.Status, obj, standing, found)
 	if !known || m.kept != nil && slices.Equal(m.kept, keep) {
 		return nil
 	}
@@ -187,17 +187,19 @@ func (l *Loop) releaseAll(ctx context.Context, name string, some bool) error {
 
 // keeps are the volumes that a workload at rest goes on holding: none when it is
 // stopped or has ended for good, else those that it wants, unless it waits for
-// one, and those of the generation that serves, or is kept to serve again. They
+// one, and those of the generations that serve, or are kept to serve again. They
 // are not known while something runs whose volumes are not.
-func keeps(status *v1.WorkloadStatus, obj, before *v1.Object, found []seen) (keep []string, known bool) {
-	served := false
+func keeps(status *v1.WorkloadStatus, obj *v1.Object, standing []*v1.Object, found []seen) (keep []string, known bool) {
+	var kept []*v1.Mount
 	for _, s := range found {
-		ofBefore := before != nil && s.UID == before.Meta.Uid && s.Generation == before.Meta.Generation
+		of := slices.IndexFunc(standing, func(o *v1.Object) bool { return s.UID == o.Meta.Uid && s.Generation == o.Meta.Generation })
 		ofWanted := s.UID == obj.Meta.Uid && s.Generation == obj.Meta.Generation
-		if s.State == Running && !ofBefore && !ofWanted {
+		if s.State == Running && of < 0 && !ofWanted {
 			return nil, false
 		}
-		served = served || ofBefore
+		if of >= 0 {
+			kept = append(kept, mountsOf(standing[of])...)
+		}
 	}
 	keep = []string{}
 	if status.Phase == v1.Phase_PHASE_STOPPED || status.Phase == v1.Phase_PHASE_EXITED {
@@ -207,10 +209,7 @@ func keeps(status *v1.WorkloadStatus, obj, before *v1.Object, found []seen) (kee
 	if waits := heldByVolume(status) && status.NextStartAt == nil; !waits {
 		mounts = append(mounts, mountsOf(obj)...)
 	}
-	if served {
-		mounts = append(mounts, mountsOf(before)...)
-	}
-	return append(keep, names(mounts)...), true
+	return append(keep, names(append(mounts, kept...))...), true
 }
 
 // Freed has the workloads looked at that mount a volume, or any when the name is
@@ -235,16 +234,13 @@ func (l *Loop) Freed(name string) {
 // mounts tells whether a generation of a workload that is, or was, to run mounts
 // a volume, or any when the name is "".
 func (l *Loop) mounts(obj *v1.Object, name string) bool {
-	before, err := l.served.get(obj.Meta)
+	standing, err := StandingNow(l.opts.Store, obj.Meta)
 	if err != nil {
 		return true // to be on the safe side
 	}
-	for _, m := range append(slices.Clip(mountsOf(obj)), mountsOf(before)...) {
-		if name == "" || m.GetVolume() == name {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(append(standing, obj), func(o *v1.Object) bool {
+		return slices.ContainsFunc(mountsOf(o), func(m *v1.Mount) bool { return name == "" || m.GetVolume() == name })
+	})
 }
 
 // Freeze holds the writes of a workload to its volumes, as a Driver does. One

@@ -416,28 +416,31 @@ func TestKeeps(t *testing.T) {
 		mounting(volumes...)(obj.GetWorkload().Spec)
 		return obj
 	}
+	old := func(objs ...*v1.Object) []*v1.Object { return objs }
 	tests := []struct {
-		name   string
-		status *v1.WorkloadStatus
-		obj    *v1.Object
-		before *v1.Object
-		seen   []seen
-		want   string
+		name     string
+		status   *v1.WorkloadStatus
+		obj      *v1.Object
+		standing []*v1.Object
+		seen     []seen
+		want     string
 	}{
-		{"runs", phase(v1.Phase_PHASE_RUNNING, ""), with(2, "b", "a"), with(2, "b", "a"), []seen{instance(2, Running)}, "[a b]"},
-		{"no longer mounted", phase(v1.Phase_PHASE_RUNNING, ""), with(2, "b"), with(2, "b"), []seen{instance(2, Running)}, "[b]"},
-		{"the old serves", phase(v1.Phase_PHASE_FAILED, reasonImage), with(2, "b"), with(1, "a"), []seen{instance(1, Running)}, "[a b]"},
-		{"the old is kept up", phase(v1.Phase_PHASE_FAILED, reasonImage), with(2, "b"), with(1, "a"), []seen{instance(1, Ended)}, "[a b]"},
-		{"the old is gone", phase(v1.Phase_PHASE_FAILED, reasonImage), with(2, "b"), with(1, "a"), nil, "[b]"},
+		{"runs", phase(v1.Phase_PHASE_RUNNING, ""), with(2, "b", "a"), old(with(2, "b", "a")), []seen{instance(2, Running)}, "[a b]"},
+		{"no longer mounted", phase(v1.Phase_PHASE_RUNNING, ""), with(2, "b"), old(with(2, "b")), []seen{instance(2, Running)}, "[b]"},
+		{"the old serves", phase(v1.Phase_PHASE_FAILED, reasonImage), with(2, "b"), old(with(1, "a")), []seen{instance(1, Running)}, "[a b]"},
+		{"the old is kept up", phase(v1.Phase_PHASE_FAILED, reasonImage), with(2, "b"), old(with(1, "a")), []seen{instance(1, Ended)}, "[a b]"},
+		{"the old is gone", phase(v1.Phase_PHASE_FAILED, reasonImage), with(2, "b"), old(with(1, "a")), nil, "[b]"},
 		{"held: has nothing", phase(v1.Phase_PHASE_PENDING, reasonVolume), with(2, "b"), nil, nil, "[]"},
-		{"held: the old serves", phase(v1.Phase_PHASE_PENDING, reasonVolume), with(2, "a", "b"), with(1, "a"), []seen{instance(1, Running)}, "[a]"},
-		{"stopped", phase(v1.Phase_PHASE_STOPPED, reasonOperator), with(2, "a"), with(1, "a"), []seen{instance(1, Ended)}, "[]"},
-		{"exited", phase(v1.Phase_PHASE_EXITED, reasonExit), with(1, "a"), with(1, "a"), []seen{instance(1, Ended)}, "[]"},
-		{"something else runs", phase(v1.Phase_PHASE_RUNNING, ""), with(3, "a"), with(1, "a"), []seen{instance(2, Running)}, "unknown"},
+		{"held: the old serves", phase(v1.Phase_PHASE_PENDING, reasonVolume), with(2, "a", "b"), old(with(1, "a")), []seen{instance(1, Running)}, "[a]"},
+		{"the old is gone back to, should this fail", phase(v1.Phase_PHASE_RUNNING, ""), with(2, "b"), old(with(2, "b"), with(1, "a")), []seen{instance(2, Running), instance(1, Ended)}, "[a b]"},
+		{"the old is not gone back to any more", phase(v1.Phase_PHASE_RUNNING, ""), with(2, "b"), old(with(2, "b"), with(1, "a")), []seen{instance(2, Running)}, "[b]"},
+		{"stopped", phase(v1.Phase_PHASE_STOPPED, reasonOperator), with(2, "a"), old(with(1, "a")), []seen{instance(1, Ended)}, "[]"},
+		{"exited", phase(v1.Phase_PHASE_EXITED, reasonExit), with(1, "a"), old(with(1, "a")), []seen{instance(1, Ended)}, "[]"},
+		{"something else runs", phase(v1.Phase_PHASE_RUNNING, ""), with(3, "a"), old(with(1, "a")), []seen{instance(2, Running)}, "unknown"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			keep, known := keeps(test.status, test.obj, test.before, test.seen)
+			keep, known := keeps(test.status, test.obj, test.standing, test.seen)
 			got := fmt.Sprint(keep)
 			if !known {
 				got = "unknown"
