@@ -42,7 +42,7 @@ func (d *document) field(m protoreflect.Message, f protoreflect.FieldDescriptor,
 	}
 	switch {
 	case f.IsMap():
-		d.mapping(m.Mutable(f).Map(), n, path)
+		d.mapping(m.Mutable(f).Map(), f, n, path)
 	case f.IsList():
 		d.list(m, f, n, path)
 	default:
@@ -86,8 +86,8 @@ func (d *document) list(m protoreflect.Message, f protoreflect.FieldDescriptor, 
 	}
 }
 
-// mapping reads a map of text to text, the only kind of map in a spec.
-func (d *document) mapping(out protoreflect.Map, n *yaml.Node, path string) {
+// mapping reads a map of text to text or to bytes, the only kinds of map in a spec.
+func (d *document) mapping(out protoreflect.Map, f protoreflect.FieldDescriptor, n *yaml.Node, path string) {
 	if n.Kind != yaml.MappingNode {
 		d.fail(n, "%s: want NAME: value pairs, found %s", path, describe(n))
 		return
@@ -102,7 +102,15 @@ func (d *document) mapping(out protoreflect.Map, n *yaml.Node, path string) {
 			d.fail(key, "%s: %q is no name; quote it if it is meant", path, key.Value)
 			return
 		}
-		out.Set(protoreflect.ValueOfString(key.Value).MapKey(), protoreflect.ValueOfString(d.text(value, at)))
+		v := protoreflect.ValueOfString(d.text(value, at))
+		if isBytes(f) {
+			data, err := parseBytes(v.String())
+			if err != nil {
+				d.fail(value, "%s: %v", at, err)
+			}
+			v = protoreflect.ValueOfBytes(data)
+		}
+		out.Set(protoreflect.ValueOfString(key.Value).MapKey(), v)
 	})
 }
 

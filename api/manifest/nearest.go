@@ -19,6 +19,7 @@ var foreignNames = map[string]string{
 	"httpget": "http", "tcpsocket": "tcp", "start_period": "startPeriod", "initialdelayseconds": "startPeriod",
 	"start_interval": "startInterval", "periodseconds": "interval", "timeoutseconds": "timeout",
 	"failurethreshold": "retries", "depends_on": "dependsOn", "depends": "dependsOn", "requires": "dependsOn",
+	"secrets": "secretEnv", "stringdata": "data", "defaultmode": "mode", "permissions": "mode", "configs": "files", "text": "content", "secretref": "secret", "secretkeyref": "secret",
 	"capacity": "size", "storage": "size", "schedule": "snapshots", "interval": "every", "retain": "keep", "retention": "keep",
 }
 

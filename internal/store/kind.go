@@ -21,6 +21,9 @@ func specOf(obj *v1.Object) proto.Message {
 	if s := obj.GetCapsule().GetSpec(); s != nil {
 		return s
 	}
+	if s := obj.GetSecret().GetSealed(); s != nil { // never what was declared
+		return s
+	}
 	return nil
 }
 
@@ -67,6 +70,10 @@ func put(obj *v1.Object, part proto.Message) {
 		if obj.GetCapsule() == nil {
 			obj.Kind = &v1.Object_Capsule{Capsule: &v1.Capsule{}}
 		}
+	case *v1.SealedSecret:
+		if obj.GetSecret() == nil {
+			obj.Kind = &v1.Object_Secret{Secret: &v1.Secret{}}
+		}
 	}
 	switch part := part.(type) {
 	case *v1.WorkloadSpec:
@@ -81,6 +88,8 @@ func put(obj *v1.Object, part proto.Message) {
 		obj.GetCapsule().Spec = part
 	case *v1.CapsuleStatus:
 		obj.GetCapsule().Status = part
+	case *v1.SealedSecret:
+		obj.GetSecret().Sealed = part
 	}
 }
 
@@ -91,6 +100,8 @@ func fits(obj *v1.Object) bool {
 		return obj.GetVolume() != nil
 	case classCapsule:
 		return obj.GetCapsule() != nil
+	case classSecret:
+		return obj.GetSecret() != nil
 	}
 	return obj.GetWorkload() != nil
 }
@@ -105,6 +116,8 @@ func bare(obj *v1.Object) *v1.Object {
 		kind.Volume.Status = nil
 	case *v1.Object_Capsule:
 		kind.Capsule.Status = nil
+	case *v1.Object_Secret:
+		kind.Secret.Spec, kind.Secret.Status = nil, nil
 	}
 	return obj
 }

@@ -256,6 +256,13 @@ func merge(old, in *v1.Object) (*v1.Object, v1.Outcome) {
 	return obj, v1.Outcome_OUTCOME_CHANGED
 }
 
+// GivenUp tells that what is declared was rolled back: whoever applies it again
+// wants it tried again.
+func GivenUp(obj *v1.Object) bool {
+	s := obj.GetWorkload().GetStatus()
+	return s.GetRolledBack() != "" && s.GetGeneration() == obj.GetMeta().GetGeneration()
+}
+
 // Mutate changes a workload's spec or intent outside of an apply. event is the
 // type of the event that is kept with it. fn returns ErrUnchanged when there is
 // nothing to do.

@@ -155,7 +155,9 @@ type InfoResponse struct {
 	// The space for volumes; absent while it is not known.
 	Pool *Pool `protobuf:"bytes,24,opt,name=pool,proto3" json:"pool,omitempty"`
 	// Present while the running system is not confirmed.
-	Tentative     *TentativeSystem `protobuf:"bytes,25,opt,name=tentative,proto3" json:"tentative,omitempty"`
+	Tentative *TentativeSystem `protobuf:"bytes,25,opt,name=tentative,proto3" json:"tentative,omitempty"`
+	// Where the key of the secrets is: "key sealed to the TPM", or why on the disk.
+	Secrets       string `protobuf:"bytes,27,opt,name=secrets,proto3" json:"secrets,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -363,6 +365,13 @@ func (x *InfoResponse) GetTentative() *TentativeSystem {
 		return x.Tentative
 	}
 	return nil
+}
+
+func (x *InfoResponse) GetSecrets() string {
+	if x != nil {
+		return x.Secrets
+	}
+	return ""
 }
 
 type CapsuleServiceLogsRequest struct {
@@ -1016,7 +1025,7 @@ const file_capsule_v1_capsule_proto_rawDesc = "" +
 	"\n" +
 	"\x18capsule/v1/capsule.proto\x12\n" +
 	"capsule.v1\x1a\x18capsule/v1/options.proto\x1a\x17capsule/v1/update.proto\x1a\x1ecapsule/v1/volume_object.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\r\n" +
-	"\vInfoRequest\"\xf5\x06\n" +
+	"\vInfoRequest\"\x8f\a\n" +
 	"\fInfoResponse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x18\n" +
@@ -1045,7 +1054,8 @@ const file_capsule_v1_capsule_proto_rawDesc = "" +
 	"\x0fnetwork_message\x18\x16 \x01(\tR\x0enetworkMessage\x12&\n" +
 	"\x0evirtualization\x18\x17 \x01(\tR\x0evirtualization\x12$\n" +
 	"\x04pool\x18\x18 \x01(\v2\x10.capsule.v1.PoolR\x04pool\x129\n" +
-	"\ttentative\x18\x19 \x01(\v2\x1b.capsule.v1.TentativeSystemR\ttentative\"a\n" +
+	"\ttentative\x18\x19 \x01(\v2\x1b.capsule.v1.TentativeSystemR\ttentative\x12\x18\n" +
+	"\asecrets\x18\x1b \x01(\tR\asecrets\"a\n" +
 	"\x19CapsuleServiceLogsRequest\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x16\n" +
 	"\x06follow\x18\x02 \x01(\bR\x06follow\x12\x12\n" +
