@@ -43,6 +43,28 @@ func (g Group) OutOfMemory() bool {
 	return err == nil && n > 0
 }
 
+// MemoryMax is the limit of the group's memory in bytes; 0 without one.
+func (g Group) MemoryMax() (int64, error) {
+	text, err := os.ReadFile(filepath.Join(string(g), "memory.max"))
+	if err != nil || strings.TrimSpace(string(text)) == "max" {
+		return 0, err
+	}
+	return strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
+}
+
+// AlonePercent is what one of many groups may have of the memory of all when no limit
+// was given to it: it meets its own end before the others meet it.
+const AlonePercent = 75
+
+// LimitMemory of one of all by that; they may have no limit.
+func (g Group) LimitMemory(all Group) error {
+	most, err := all.MemoryMax()
+	if err != nil || most == 0 {
+		return err
+	}
+	return g.Set("memory.max", strconv.FormatInt(most/100*AlonePercent, 10))
+}
+
 // Kill ends all processes in the group.
 func (g Group) Kill() error { return g.Set("cgroup.kill", "1") }
 

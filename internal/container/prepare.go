@@ -49,7 +49,7 @@ func (d *Driver) prepare(ctx context.Context, id string, in workload.Instance) e
 		return err
 	}
 	checked := time.Now()
-	if _, err := d.records.Snapshots().Prepare(ctx, id, in.Image.ChainID); err != nil && !errdefs.IsAlreadyExists(err) {
+	if err := d.snapshot(ctx, id, in); err != nil {
 		return err
 	}
 	if err := d.create(ctx, in, who); err != nil {
@@ -58,6 +58,19 @@ func (d *Driver) prepare(ctx context.Context, id string, in workload.Instance) e
 	slog.Info("prepared workload", "name", in.Name, "generation", in.Generation,
 		"check", took(began, checked), "snapshot", took(checked, time.Now()))
 	return nil
+}
+
+// snapshot makes the instance's writable layer, with its bound. One that a cut left is
+// empty, and bounded again.
+func (d *Driver) snapshot(ctx context.Context, id string, in workload.Instance) error {
+	mounts, err := d.records.Snapshots().Prepare(ctx, id, in.Image.ChainID)
+	if errdefs.IsAlreadyExists(err) {
+		mounts, err = d.records.Snapshots().Mounts(ctx, id)
+	}
+	if err != nil {
+		return err
+	}
+	return d.bound(id, mounts, in.Resources)
 }
 
 // took is a time for the log.

@@ -16,9 +16,14 @@ const (
 	groupAnnotation = "io.containerd.runc.v2.group"
 	groupName       = "capsule"
 
-	cpuPeriod      = 100_000 // microseconds
-	cpuQuotaMin    = 1000    // microseconds, the kernel's least
-	oomScoreAdjust = 200     // workloads go before the capsule's own processes
+	cpuPeriod   = 100_000 // microseconds
+	cpuQuotaMin = 1000    // microseconds, the kernel's least
+
+	// Workloads go before the capsule's own processes, and first those that may take
+	// what they like: many small processes of one must not have another killed that
+	// keeps within its limit.
+	oomLimited   = 200
+	oomUnlimited = 800
 )
 
 // spec is the OCI runtime spec of an instance.
@@ -44,7 +49,10 @@ func (d *Driver) spec(in workload.Instance, who process.Account) *specs.Spec {
 }
 
 func specProcess(in workload.Instance, who process.Account) *specs.Process {
-	score := oomScoreAdjust
+	score := oomLimited
+	if in.Resources.MemoryBytes == 0 {
+		score = oomUnlimited
+	}
 	cwd := in.Cwd
 	if cwd == "" {
 		cwd = "/"

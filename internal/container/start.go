@@ -69,7 +69,11 @@ func (d *Driver) start(ctx context.Context, c containerd.Container, in workload.
 	started := time.Now()
 	// Before the program prints.
 	_ = logs.Mark(in.LogDir, "started generation "+strconv.FormatUint(in.Generation, 10))
-	if err := task.Start(ctx); err != nil {
+	err = d.limit(ctx, in)
+	if err == nil {
+		err = task.Start(ctx)
+	}
+	if err != nil {
 		_, deleteErr := task.Delete(context.WithoutCancel(ctx), containerd.WithProcessKill)
 		_ = logs.Mark(in.LogDir, "could not start")
 		return errors.Join(err, deleteErr)
@@ -150,6 +154,9 @@ func (d *Driver) stop(ctx context.Context, name string, task containerd.Task, si
 		if done, err := await.Done(ctx, ended, grace); done || err != nil {
 			return err
 		}
+	}
+	if err := d.cgroup(name).FreeIO(); err != nil {
+		return err // what it wrote has to be taken before it ends
 	}
 	if err := task.Kill(ctx, syscall.SIGKILL, containerd.WithKillAll); err != nil && !gone(err) {
 		return err

@@ -3,6 +3,8 @@ package microvm
 import (
 	"fmt"
 	"net"
+
+	"capsule/internal/workload"
 )
 
 // slotsMax is how many virtio devices the machine takes without ACPI
@@ -48,6 +50,7 @@ type machine struct {
 	Image   []int // of imageDisk
 	Disk    int
 	Volumes []volumeDisk
+	IO      workload.IO // of all disks together
 
 	Stdout, Stderr, Serial int // connected sockets
 	QMP                    int // listening socket
@@ -144,11 +147,13 @@ func (m machine) disks() []string {
 	for _, file := range m.Image {
 		args = append(args, "-add-fd", fmt.Sprintf("fd=%d,set=%[1]d", file))
 	}
+	args = append(args, m.throttleGroup()...)
 	args = append(args,
 		"-blockdev", fmt.Sprintf("driver=file,node-name=image-file,read-only=on,filename=%s", fdPath(m.Image[0])),
-		"-blockdev", "driver=vmdk,node-name=image,read-only=on,file=image-file",
-		"-device", "virtio-blk-device,drive=image,serial=image,rerror=report")
-	args = append(args, rawDisk("disk", volumeDisk{File: m.Disk})...)
+		"-blockdev", fmt.Sprintf("driver=vmdk,node-name=%s,read-only=on,file=image-file", m.source("image")))
+	args = append(args, m.throttled("image", "read-only=on")...)
+	args = append(args, "-device", "virtio-blk-device,drive=image,serial=image,rerror=report")
+	args = append(args, m.rawDisk("disk", volumeDisk{File: m.Disk})...)
 	args = append(args, "-device", "virtio-blk-device,"+disk("disk"))
 	if m.scsi() {
 		args = append(args, "-device", "virtio-scsi-device,id=volumes")
@@ -159,7 +164,7 @@ func (m machine) disks() []string {
 		if m.scsi() {
 			device = fmt.Sprintf("scsi-hd,bus=volumes.0,channel=0,scsi-id=0,lun=%d,", i)
 		}
-		args = append(args, rawDisk(name, v)...)
+		args = append(args, m.rawDisk(name, v)...)
 		args = append(args, "-device", device+disk(name))
 	}
 	return args
@@ -172,12 +177,54 @@ func disk(name string) string {
 	return fmt.Sprintf("drive=%s,serial=%[1]s,write-cache=on,werror=report,rerror=report", name)
 }
 
+// throttleName is the group that all disks are in whose traffic is limited together.
+const throttleName = "throttle"
+
+// throttleGroup makes it. The bounds are QEMU's and not its cgroup's: what a guest may
+// not write yet waits in the guest, where nobody else waits for it, and QEMU can be
+// ended at once (docs/decisions/0024-limits.md).
+func (m machine) throttleGroup() []string {
+	if m.IO == (workload.IO{}) {
+		return nil
+	}
+	group := "throttle-group,id=" + throttleName
+	for _, f := range []struct {
+		name string
+		n    int64
+	}{
+		{"bps-read", m.IO.ReadBytes}, {"bps-write", m.IO.WriteBytes},
+		{"iops-read", m.IO.ReadOperations}, {"iops-write", m.IO.WriteOperations},
+	} {
+		if f.n > 0 {
+			group += fmt.Sprintf(",limits.%s=%d", f.name, f.n)
+		}
+	}
+	return []string{"-object", group}
+}
+
+// source is the node with a disk's content. Devices are given the one that has the
+// disk's name, which limits the traffic when there are limits.
+func (m machine) source(name string) string {
+	if m.IO == (workload.IO{}) {
+		return name
+	}
+	return name + "-source"
+}
+
+// throttled puts the group between a disk's content and its device.
+func (m machine) throttled(name, access string) []string {
+	if m.IO == (workload.IO{}) {
+		return nil
+	}
+	return []string{"-blockdev", fmt.Sprintf("driver=throttle,node-name=%s,throttle-group=%s,%s,file=%s", name, throttleName, access, m.source(name))}
+}
+
 // rawDisk is what a disk's content is in, a file or a block device. What the guest
 // gives back of it the capsule gets. Of a file, memory caches between the guest's
 // flushes. Of a block device the guest's own cache is enough: past ours, a write
 // that finds no room fails as such and not at a later flush, and the machine's
 // memory limit doesn't count the content.
-func rawDisk(name string, d volumeDisk) []string {
+func (m machine) rawDisk(name string, d volumeDisk) []string {
 	driver, access := "file", "read-only=off"
 	if d.ReadOnly {
 		access = "read-only=on"
@@ -186,11 +233,11 @@ func rawDisk(name string, d volumeDisk) []string {
 	if d.Block {
 		driver, more = "host_device", ",cache.direct=on"
 	}
-	return []string{
+	return append([]string{
 		"-add-fd", fmt.Sprintf("fd=%d,set=%[1]d", d.File),
 		"-blockdev", fmt.Sprintf("driver=%s,node-name=%s-file,%s,discard=unmap%s,filename=%s", driver, name, access, more, fdPath(d.File)),
-		"-blockdev", fmt.Sprintf("driver=raw,node-name=%s,%s,discard=unmap%s,file=%[1]s-file", name, access, more),
-	}
+		"-blockdev", fmt.Sprintf("driver=raw,node-name=%s,%s,discard=unmap%s,file=%s-file", m.source(name), access, more, name),
+	}, m.throttled(name, access+",discard=unmap")...)
 }
 
 // fdPath is how QEMU opens an inherited file.

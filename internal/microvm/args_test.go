@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"capsule/internal/workload"
 )
 
 var update = flag.Bool("update", false, "rewrite golden files")
@@ -27,7 +29,9 @@ func TestArguments(t *testing.T) {
 	full.MAC, full.Tap = net.HardwareAddr{2, 0xc5, 172, 30, 0, 3}, 14
 	many := full
 	many.Volumes = []volumeDisk{{File: 12, Block: true}, {File: 13, ReadOnly: true, Block: true}, {File: 15}}
-	for name, m := range map[string]machine{"plain": plainMachine, "full": full, "many": many} {
+	limited := full
+	limited.IO = workload.IO{ReadBytes: 20e6, WriteBytes: 1 << 20, WriteOperations: 100}
+	for name, m := range map[string]machine{"plain": plainMachine, "full": full, "many": many, "limited": limited} {
 		t.Run(name, func(t *testing.T) {
 			got := strings.Join(m.arguments(), "\n") + "\n"
 			path := filepath.Join("testdata", "args-"+name+".golden")

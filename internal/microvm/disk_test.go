@@ -17,6 +17,7 @@ import (
 	"github.com/diskfs/go-diskfs/partition/gpt"
 	"github.com/google/go-cmp/cmp"
 
+	"capsule/internal/instance"
 	"capsule/internal/jail"
 	"capsule/internal/qemu"
 )
@@ -295,11 +296,11 @@ func sockets(t testing.TB) (ours, theirs *os.File) {
 func TestMakeDisk(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "disk.img")
 	check(t, os.WriteFile(path+".new", bytes.Repeat([]byte("left by a cut"), 1<<20), 0o644))
-	check(t, makeDisk(t.Context(), path, diskBytes))
+	check(t, makeDisk(t.Context(), path, instance.DiskDefault))
 	info, err := os.Stat(path)
 	check(t, err)
 	// Beside the tables of its groups the file is a hole.
-	if used := info.Sys().(*syscall.Stat_t).Blocks * 512; info.Size() != diskBytes || used > 8*mib || info.Mode() != 0o600 {
+	if used := info.Sys().(*syscall.Stat_t).Blocks * 512; info.Size() != instance.DiskDefault || used > 8*mib || info.Mode() != 0o600 {
 		t.Errorf("%d bytes, %d in use, mode %v", info.Size(), used, info.Mode())
 	}
 	if left, _ := filepath.Glob(path + ".*"); len(left) > 0 {
@@ -316,7 +317,7 @@ func TestMakeDisk(t *testing.T) {
 		t.Errorf("tables of %d groups of %d are zeroed, the guest would do the others", zeroed, groups)
 	}
 	tool(t, "debugfs", "-w", "-R", "mkdir upper", path)
-	check(t, makeDisk(t.Context(), path, diskBytes))
+	check(t, makeDisk(t.Context(), path, instance.DiskDefault))
 	if out := tool(t, "debugfs", "-R", "ls -p", path); !strings.Contains(out, "/upper/") {
 		t.Errorf("it was made anew: %s", out)
 	}

@@ -108,6 +108,7 @@ func (l *launch) exec(ctx context.Context) error {
 func (l *launch) jail(lock *os.File, cgroup string) jail.Config {
 	o, m := l.driver.opts, l.machine
 	m.Program, m.Name, m.MemoryMiB, m.VCPUs = o.QEMU, l.in.Name, l.size.MemoryMiB, l.size.VCPUs
+	m.IO = l.in.Resources.IO
 	m.KVM = o.Emulated == ""
 	m.Kernel, m.Initramfs = path.Join(guestDir, "vmlinux"), path.Join(guestDir, "initramfs")
 	c := jail.Config{

@@ -87,7 +87,6 @@ func (d *Driver) startLogger(ctx context.Context, logDir string, ends []*os.File
 		return identity{}, err
 	}
 	who, err := identify(cmd.Process.Pid)
-	err = errors.Join(err, expendable(cmd.Process.Pid))
 	go func() { _ = cmd.Wait() }()
 	if err != nil {
 		return identity{}, err
@@ -106,7 +105,7 @@ func (d *Driver) startLogger(ctx context.Context, logDir string, ends []*os.File
 // processes.
 const oomScoreAdjust = "200"
 
-// expendable takes back what a process inherited from us.
+// expendable takes back what a machine inherited from us; its logger keeps it.
 func expendable(pid int) error {
 	return os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte(oomScoreAdjust), 0)
 }

@@ -5,6 +5,8 @@ import (
 	"os"
 	"strings"
 	"testing"
+
+	"capsule/internal/instance"
 )
 
 // TestManualQuotesSizes checks the table of differences in the manual.
@@ -16,7 +18,7 @@ func TestManualQuotesSizes(t *testing.T) {
 	for _, words := range []string{
 		fmt.Sprintf("| a limit, by default %d MiB; at least %d MiB |", memoryDefault/mib, memoryMin/mib),
 		fmt.Sprintf("| the kernel and the agent inside, at most %d MiB and a %dth of the limit, and QEMU |", memoryGuest/mib, pagesPart),
-		fmt.Sprintf("| a disk of their own, bounded to %d GiB |", diskBytes>>30),
+		fmt.Sprintf("| `resources.disk` | size | `%dGiB`, but at most a quarter of `/perm` |", instance.DiskDefault>>30),
 		fmt.Sprintf("| at most %d: each is a disk of the machine |", mountsMax),
 	} {
 		if !strings.Contains(string(page), words) {

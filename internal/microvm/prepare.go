@@ -27,7 +27,6 @@ const (
 	memoryGuest   = 80 * mib  // for the guest's kernel and agent, beside the payload's
 	pagesPart     = 64        // of all memory: the 64 bytes that a kernel keeps of each page of 4 KiB
 	memoryMax     = 1 << 42   // what a machine can be told to have
-	diskBytes     = 10 << 30  // of the writable disk, which is sparse
 	mountsMax     = 16        // volumes
 	numberMax     = 10_000    // machines at a time
 
@@ -78,7 +77,11 @@ func (d *Driver) prepare(ctx context.Context, record string, in workload.Instanc
 	if err := os.MkdirAll(d.diskDir(record), 0o700); err != nil {
 		return err
 	}
-	if err := makeDisk(ctx, d.disk(record), diskBytes); err != nil {
+	bytes, _, err := instance.DiskBound(in.Resources, d.diskDir(record))
+	if err != nil {
+		return err
+	}
+	if err := makeDisk(ctx, d.disk(record), bytes); err != nil {
 		return err
 	}
 	if err := d.create(ctx, in); err != nil {

@@ -272,15 +272,21 @@ func (l *Loop) instance(ctx context.Context, obj *v1.Object, m *memory, prepared
 	return Instance{
 		ID:    ID{Name: obj.Meta.Name, UID: obj.Meta.Uid, Generation: obj.Meta.Generation},
 		Image: img, Args: args, Env: env, Cwd: cwd, User: user,
-		Resources: Resources{
-			MemoryBytes: spec.GetResources().GetMemory(),
-			CPUMillis:   spec.GetResources().GetCpus(),
-			PIDs:        spec.GetResources().GetPids(),
-		},
-		Network: networkOf(obj, m.attachment),
-		Mounts:  planned(obj),
-		LogDir:  l.opts.LogDir(obj.Meta.Name),
+		Resources: resourcesOf(spec.GetResources()),
+		Network:   networkOf(obj, m.attachment),
+		Mounts:    planned(obj),
+		LogDir:    l.opts.LogDir(obj.Meta.Name),
 	}, nil
+}
+
+func resourcesOf(r *v1.Resources) Resources {
+	return Resources{
+		MemoryBytes: r.GetMemory(), CPUMillis: r.GetCpus(), PIDs: r.GetPids(), DiskBytes: r.GetDisk(),
+		IO: IO{
+			ReadBytes: r.GetIo().GetRead(), WriteBytes: r.GetIo().GetWrite(),
+			ReadOperations: r.GetIo().GetReadOperations(), WriteOperations: r.GetIo().GetWriteOperations(),
+		},
+	}
 }
 
 // stopOf is the signal and the grace of an instance: those that it was started

@@ -74,12 +74,17 @@ type Instance struct {
 	LogDir    string  // folder that the logger writes to
 }
 
-// Resources are limits; zero means none.
+// Resources are limits; zero means none, or the default.
 type Resources struct {
 	MemoryBytes int64
 	CPUMillis   int64 // thousandths of a processor
 	PIDs        int64
+	DiskBytes   int64 // kept outside of mounts
+	IO          IO
 }
+
+// IO limits traffic with the capsule's disks in a second.
+type IO struct{ ReadBytes, WriteBytes, ReadOperations, WriteOperations int64 }
 
 // Network is where an instance lives, made before it starts.
 type Network struct {
