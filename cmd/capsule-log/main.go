@@ -74,6 +74,7 @@ func open(folders []string) ([]source, error) {
 	if err != nil {
 		return nil, err
 	}
+	w.Follow(logs.LimitsFile)
 	sources := []source{{fd: stdoutFD, stream: logs.Stdout, log: w}, {fd: stderrFD, stream: logs.Stderr, log: w}}
 	if len(folders) == 1 || folders[1] == "" {
 		return sources, nil

@@ -21,6 +21,7 @@ const batchBytes = 64 << 10
 type Writer struct {
 	dir    string
 	limits Limits
+	source string // file that limits are read from; "" for none
 	lock   int // folder, opened for its lock
 	file   int // -1 when none is open
 	seq    uint64
@@ -100,6 +101,7 @@ func Mark(dir, text string) error {
 	if err != nil {
 		return err
 	}
+	w.Follow(LimitsFile)
 	w.Write(Event, []byte(text+"\n"))
 	w.Close()
 	return nil
@@ -210,6 +212,9 @@ func (w *Writer) openSeq(seq uint64) error {
 func (w *Writer) rotate() error {
 	if err := w.openSeq(w.seq + 1); err != nil {
 		return err
+	}
+	if w.source != "" {
+		w.limits = ReadLimits(w.source)
 	}
 	seqs, err := list(w.dir)
 	if err != nil {
