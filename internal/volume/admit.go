@@ -89,7 +89,8 @@ func (a *admission) readRoom() error {
 	if err != nil {
 		return err
 	}
-	if err := tooFull(p); err != nil {
+	limits := a.limits.Load()
+	if err := limits.tooFull(p); err != nil {
 		return err
 	}
 	all, err := a.all()
@@ -100,7 +101,7 @@ func (a *admission) readRoom() error {
 	for _, obj := range all {
 		promised += lvm.RoundUp(obj.GetVolume().GetSpec().GetSize())
 	}
-	return overcommitted(promised, p.DataSize, a.known().settings.overcommit())
+	return overcommitted(promised, p.DataSize, limits.Overcommit)
 }
 
 // workload warns of volumes that a workload will have to wait for.

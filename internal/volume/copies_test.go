@@ -707,20 +707,14 @@ func TestPoolFills(t *testing.T) {
 		t.Error(err)
 	}
 	m.expectLVs(t)
-	if p, err := m.SetPool(300); err != nil || p.OvercommitMax != 300 {
+	m.SetLimits(Limits{Warn: 80, Critical: 90, Overcommit: 300})
+	if p, err := m.Pool(); err != nil || p.OvercommitMax != 300 {
 		t.Error(p, err)
-	}
-	for _, n := range []uint32{0, 99, overcommitMax + 1} {
-		if _, err := m.SetPool(n); !errdefs.IsInvalidArgument(err) {
-			t.Errorf("%d %%: %v", n, err)
-		}
 	}
 	if _, err := m.Clone(t.Context(), "b", "", "e"); err != nil {
 		t.Error(err)
 	}
-	if _, err := m.SetPool(200); err != nil {
-		t.Error(err)
-	}
+	m.SetLimits(Limits{Warn: 80, Critical: 90, Overcommit: 200})
 	if _, err := m.Clone(t.Context(), "b", "", "f"); !errdefs.IsResourceExhausted(err) || !strings.Contains(err.Error(), "would promise") {
 		t.Errorf("more than is allowed: %v", err)
 	}

@@ -136,8 +136,8 @@ func (m *Manager) full() error {
 	if err != nil {
 		return err
 	}
-	if level(p) == v1.PoolLevel_POOL_LEVEL_FULL {
-		return fmt.Errorf("%s, or export one of its snapshots: %w", poolSentence(p), errdefs.ErrResourceExhausted)
+	if limits := m.limits.Load(); limits.level(p) == v1.PoolLevel_POOL_LEVEL_FULL {
+		return fmt.Errorf("%s, or export one of its snapshots: %w", limits.sentence(p), errdefs.ErrResourceExhausted)
 	}
 	return nil
 }

@@ -88,8 +88,8 @@ func (m *Manager) lookAtPool(ctx context.Context) {
 		}
 	}
 	before := m.guard.level
-	m.guard.level = settled(before, p)
-	if kind, text := announcement(before, m.guard.level, p); kind != "" {
+	m.guard.level = settled(before, p, *m.limits.Load())
+	if kind, text := announcement(before, m.guard.level, p, *m.limits.Load()); kind != "" {
 		m.notePool(kind, text)
 	}
 	if before >= v1.PoolLevel_POOL_LEVEL_CRITICAL && m.guard.level < v1.PoolLevel_POOL_LEVEL_CRITICAL {
@@ -107,33 +107,33 @@ func (m *Manager) notePool(kind, text string) {
 }
 
 // settled is the level that counts now, after another one before.
-func settled(before v1.PoolLevel, p lvm.PoolState) v1.PoolLevel {
-	now := level(p)
+func settled(before v1.PoolLevel, p lvm.PoolState, l Limits) v1.PoolLevel {
+	now := l.level(p)
 	if now >= before {
 		return now
 	}
 	full, _ := fullness(p)
 	switch {
-	case before == v1.PoolLevel_POOL_LEVEL_WARN && full > warnPercent-calmPoints:
+	case before == v1.PoolLevel_POOL_LEVEL_WARN && full > l.Warn-calmPoints:
 		return before
-	case before == v1.PoolLevel_POOL_LEVEL_CRITICAL && full > criticalPercent-calmPoints:
+	case before == v1.PoolLevel_POOL_LEVEL_CRITICAL && full > l.Critical-calmPoints:
 		return before
 	}
 	return now
 }
 
 // announcement is the event of a pool whose level changed; "" for none.
-func announcement(before, now v1.PoolLevel, p lvm.PoolState) (kind, text string) {
+func announcement(before, now v1.PoolLevel, p lvm.PoolState, l Limits) (kind, text string) {
 	if before == now {
 		return "", ""
 	}
 	switch now {
 	case v1.PoolLevel_POOL_LEVEL_FULL:
-		return "pool-full", poolSentence(p)
+		return "pool-full", l.sentence(p)
 	case v1.PoolLevel_POOL_LEVEL_CRITICAL:
-		return "pool-critical", poolSentence(p)
+		return "pool-critical", l.sentence(p)
 	case v1.PoolLevel_POOL_LEVEL_WARN:
-		return "pool-warn", poolSentence(p)
+		return "pool-warn", l.sentence(p)
 	}
 	if before == v1.PoolLevel_POOL_LEVEL_UNSPECIFIED { // the first look
 		return "", ""

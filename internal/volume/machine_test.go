@@ -864,7 +864,7 @@ func fillPool(f *os.File) error {
 	b := bytes.Repeat([]byte{1}, 16*mib)
 	for {
 		p, err := lvm.ReadPool()
-		if err != nil || tooFull(p) != nil {
+		if err != nil || DefaultLimits.tooFull(p) != nil {
 			return err
 		}
 		if _, err := f.Write(b); err != nil {

@@ -1,28 +1,31 @@
 package volume
 
 import (
+	"encoding/json"
 	"fmt"
 
 	"github.com/containerd/errdefs"
 
 	v1 "capsule/api/capsule/v1"
+	"capsule/api/manifest"
 	"capsule/internal/lvm"
+	"capsule/internal/store"
 )
 
-// How full the pool may become, in percent of its data or of its metadata,
-// whichever is fuller. Limits that an operator meets.
-const (
-	warnPercent     = 80 // it is told
-	criticalPercent = 90 // nothing that would need more is made
-	fullPercent     = 100
-)
+// Limits of the pool, in percent. Data or metadata count, whichever is fuller.
+type Limits struct {
+	Warn       int64  // used: it is told
+	Critical   int64  // used: nothing that would need more is made
+	Overcommit uint32 // of the pool's size that volumes may promise together
+}
 
-// Limits of what volumes may promise together, in percent of the pool.
-const (
-	overcommitDefault = 1000
-	overcommitMin     = 100
-	overcommitMax     = 100_000
-)
+// DefaultLimits hold without any word of the operator.
+var DefaultLimits = Limits{Warn: manifest.PoolWarn, Critical: manifest.PoolLimit, Overcommit: manifest.PoolOvercommit}
+
+const fullPercent = 100
+
+// SetLimits changes the limits from now on. What is promised already stays.
+func (m *Manager) SetLimits(l Limits) { m.limits.Store(&l) }
 
 // percent of total that is used, rounded down.
 func percent(used, total int64) int64 {
@@ -43,14 +46,14 @@ func fullness(p lvm.PoolState) (full int64, what string) {
 }
 
 // level is how serious the state of the pool is.
-func level(p lvm.PoolState) v1.PoolLevel {
+func (l Limits) level(p lvm.PoolState) v1.PoolLevel {
 	full, _ := fullness(p)
 	switch {
 	case p.Mode != lvm.ModeWrite, full >= fullPercent:
 		return v1.PoolLevel_POOL_LEVEL_FULL
-	case full >= criticalPercent:
+	case full >= l.Critical:
 		return v1.PoolLevel_POOL_LEVEL_CRITICAL
-	case full >= warnPercent:
+	case full >= l.Warn:
 		return v1.PoolLevel_POOL_LEVEL_WARN
 	}
 	return v1.PoolLevel_POOL_LEVEL_OK
@@ -58,19 +61,19 @@ func level(p lvm.PoolState) v1.PoolLevel {
 
 const nextStepPool = "delete files, snapshots or volumes"
 
-// poolSentence says what is wrong with the pool and what to do; "" when nothing
+// sentence says what is wrong with the pool and what to do; "" when nothing
 // is.
-func poolSentence(p lvm.PoolState) string {
+func (l Limits) sentence(p lvm.PoolState) string {
 	switch {
 	case p.Mode == lvm.ModeFail:
 		return "the pool can't be read: volumes can't be used; restart the capsule, which checks it"
 	case p.Mode == lvm.ModeReadOnly:
 		return "the pool is read-only after an error or for want of metadata: restart the capsule, which checks it"
-	case p.Mode != lvm.ModeWrite || level(p) == v1.PoolLevel_POOL_LEVEL_FULL:
+	case p.Mode != lvm.ModeWrite || l.level(p) == v1.PoolLevel_POOL_LEVEL_FULL:
 		return "the pool is full: writes to volumes that need space fail; " + nextStepPool
-	case level(p) == v1.PoolLevel_POOL_LEVEL_CRITICAL:
+	case l.level(p) == v1.PoolLevel_POOL_LEVEL_CRITICAL:
 		return fmt.Sprintf("the pool is %s: no new volumes, growth or snapshots; %s", fillSentence(p), nextStepPool)
-	case level(p) == v1.PoolLevel_POOL_LEVEL_WARN:
+	case l.level(p) == v1.PoolLevel_POOL_LEVEL_WARN:
 		return fmt.Sprintf("the pool is %s; %s", fillSentence(p), nextStepPool)
 	}
 	return ""
@@ -107,22 +110,14 @@ func (m *Manager) crowded() error {
 	if err != nil {
 		return err
 	}
-	return tooFull(p)
+	return m.limits.Load().tooFull(p)
 }
 
-func tooFull(p lvm.PoolState) error {
-	if level(p) < v1.PoolLevel_POOL_LEVEL_CRITICAL {
+func (l Limits) tooFull(p lvm.PoolState) error {
+	if l.level(p) < v1.PoolLevel_POOL_LEVEL_CRITICAL {
 		return nil
 	}
-	return fmt.Errorf("%s: %w", poolSentence(p), errdefs.ErrResourceExhausted)
-}
-
-// overcommit is the percentage of the pool that volumes may promise.
-func (s settings) overcommit() uint32 {
-	if s.OvercommitMax == 0 {
-		return overcommitDefault
-	}
-	return s.OvercommitMax
+	return fmt.Errorf("%s: %w", l.sentence(p), errdefs.ErrResourceExhausted)
 }
 
 // promised is what volumes may grow to together, in bytes.
@@ -142,7 +137,7 @@ func overcommitted(promised, poolSize int64, most uint32) error {
 		return nil
 	}
 	return fmt.Errorf("volumes would promise %s together, of a pool of %s of which at most %d %% may be promised: "+
-		"take less, or allow more with capsulectl volume pool: %w",
+		"take less, or allow more with capsulectl volume pool --overcommit-max: %w",
 		amount(promised), amount(poolSize), most, errdefs.ErrResourceExhausted)
 }
 
@@ -153,11 +148,12 @@ func (m *Manager) takes(size int64) error {
 	if err != nil {
 		return err
 	}
-	if err := tooFull(p); err != nil {
+	limits := m.limits.Load()
+	if err := limits.tooFull(p); err != nil {
 		return err
 	}
 	s := m.known()
-	return overcommitted(s.promised()+size, p.DataSize, s.settings.overcommit())
+	return overcommitted(s.promised()+size, p.DataSize, limits.Overcommit)
 }
 
 // Pool is the space that all volumes share, as it is now.
@@ -166,31 +162,26 @@ func (m *Manager) Pool() (*v1.Pool, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := m.known()
+	s, limits := m.known(), m.limits.Load()
 	return &v1.Pool{
 		Size: p.DataSize, Used: p.DataUsed, MetadataSize: p.MetadataSize, MetadataUsed: p.MetadataUsed,
-		Promised: s.promised(), OvercommitMax: s.settings.overcommit(),
-		Level: level(p), Message: poolSentence(p), Reserve: m.guard.reserve.Load(),
+		Promised: s.promised(), OvercommitMax: limits.Overcommit,
+		Level: limits.level(p), Message: limits.sentence(p), Reserve: m.guard.reserve.Load(),
 	}, nil
 }
 
-// SetPool changes how much volumes may promise together, in percent of the pool.
-// What is promised already stays.
-func (m *Manager) SetPool(overcommit uint32) (*v1.Pool, error) {
-	if err := m.usable(); err != nil {
-		return nil, err
+// KeptOvercommit is the share that a capsule kept before its limits were declared
+// with it, in percent; zero when it kept none.
+func KeptOvercommit(st *store.Store) (uint32, error) {
+	value, found, err := st.Bucket(bucketName).Get(settingsKey)
+	if err != nil || !found {
+		return 0, err
 	}
-	if overcommit < overcommitMin || overcommit > overcommitMax {
-		return nil, fmt.Errorf("the most that volumes may promise must be within %d and %d %% of the pool, found %d: %w",
-			overcommitMin, overcommitMax, overcommit, errdefs.ErrInvalidArgument)
+	var kept struct {
+		OvercommitMax uint32 `json:"overcommitMax"`
 	}
-	err := m.change(func(c *change) error {
-		s := c.settings
-		s.OvercommitMax = overcommit
-		return c.putSettings(s)
-	})
-	if err != nil {
-		return nil, err
+	if err := json.Unmarshal(value, &kept); err != nil {
+		return 0, fmt.Errorf("read the settings of the pool: %w", err)
 	}
-	return m.Pool()
+	return kept.OvercommitMax, nil
 }

@@ -44,14 +44,40 @@ func TestLevel(t *testing.T) {
 		{"failed", lvm.PoolState{Mode: lvm.ModeFail}, levelFull, "can't be read", true},
 		{"new mode", mode("strange"), levelFull, "full", true},
 	} {
-		if got := level(tc.pool); got != tc.level {
+		if got := DefaultLimits.level(tc.pool); got != tc.level {
 			t.Errorf("%s: level %v", tc.name, got)
 		}
-		if says := poolSentence(tc.pool); !strings.Contains(says, tc.says) || (says == "") != (tc.says == "") {
+		if says := DefaultLimits.sentence(tc.pool); !strings.Contains(says, tc.says) || (says == "") != (tc.says == "") {
 			t.Errorf("%s: says %q", tc.name, says)
 		}
-		if err := tooFull(tc.pool); (err != nil) != tc.refuse || err != nil && !errdefs.IsResourceExhausted(err) {
+		if err := DefaultLimits.tooFull(tc.pool); (err != nil) != tc.refuse || err != nil && !errdefs.IsResourceExhausted(err) {
 			t.Errorf("%s: %v", tc.name, err)
+		}
+	}
+}
+
+// What an operator declares counts instead.
+func TestLimits(t *testing.T) {
+	l := Limits{Warn: 50, Critical: 60, Overcommit: 100}
+	for used, want := range map[int64]v1.PoolLevel{49: levelOK, 50: levelWarn, 60: levelCritical, 100: levelFull} {
+		if got := l.level(filled(used, 1)); got != want {
+			t.Errorf("%d %%: level %v, want %v", used, got, want)
+		}
+	}
+}
+
+// What was set before it was declared with the machine.
+func TestKeptOvercommit(t *testing.T) {
+	s := newStore(t)
+	if kept, err := KeptOvercommit(s); err != nil || kept != 0 {
+		t.Errorf("nothing was kept: %d, %v", kept, err)
+	}
+	for text, want := range map[string]uint32{`{"overcommitMax":300}`: 300, `{}`: 0, `half`: 0} {
+		if err := s.Bucket(bucketName).Put(settingsKey, []byte(text)); err != nil {
+			t.Fatal(err)
+		}
+		if kept, err := KeptOvercommit(s); kept != want || (err != nil) != (text == "half") {
+			t.Errorf("%s: %d, %v", text, kept, err)
 		}
 	}
 }
@@ -67,14 +93,14 @@ func TestAnnouncements(t *testing.T) {
 		{91, "pool-critical"}, {89, ""}, {91, ""}, {88, "pool-warn"}, {100, "pool-full"}, {100, ""}, {99, "pool-critical"}, {10, "pool-ok"},
 	} {
 		p := filled(step.data, 1)
-		now := settled(before, p)
-		kind, text := announcement(before, now, p)
+		now := settled(before, p, DefaultLimits)
+		kind, text := announcement(before, now, p, DefaultLimits)
 		if kind != step.want || (text == "") != (kind == "") {
 			t.Errorf("step %d, %d %%: %q %q, want %q", i, step.data, kind, text, step.want)
 		}
 		before = now
 	}
-	if kind, _ := announcement(levelUnknown, levelCritical, filled(95, 1)); kind != "pool-critical" {
+	if kind, _ := announcement(levelUnknown, levelCritical, filled(95, 1), DefaultLimits); kind != "pool-critical" {
 		t.Errorf("at the start: %q", kind)
 	}
 }

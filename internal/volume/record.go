@@ -20,8 +20,9 @@ import (
 //	volume/<name>               → record
 //	snapshot/<volume>/<name>    → snapshot
 //	intent/<logical volume>     → intent
-//	settings                    → settings
+//	settings                    → what KeptOvercommit reads
 const (
+	bucketName   = "volumes"
 	volumeKeys   = "volume/"
 	snapshotKeys = "snapshot/"
 	intentKeys   = "intent/"
@@ -70,17 +71,11 @@ type intent struct {
 	Volume  string `json:"volume"`
 }
 
-// settings that no object declares; zero values stand for defaults.
-type settings struct {
-	OvercommitMax uint32 `json:"overcommitMax,omitempty"` // percent
-}
-
 // state is all that the bucket holds.
 type state struct {
 	volumes   map[string]record
 	snapshots map[string]map[string]snapshot // by volume, by name
 	intents   map[string]intent              // by logical volume
-	settings  settings
 }
 
 // newLV is a name that no logical volume ever had: prefix is "vol" or "snap".
@@ -103,9 +98,6 @@ func readState(b *store.Bucket) (state, error) {
 
 // read takes in one key. Those of a newer version are left alone.
 func (s *state) read(key string, value []byte) error {
-	if key == settingsKey {
-		return json.Unmarshal(value, &s.settings)
-	}
 	if name, ok := strings.CutPrefix(key, volumeKeys); ok {
 		var r record
 		err := json.Unmarshal(value, &r)
@@ -137,7 +129,7 @@ func (s *state) putSnapshot(volume, name string, snap snapshot) {
 
 // clone is a copy that shares nothing that is changed in place.
 func (s *state) clone() state {
-	c := state{volumes: maps.Clone(s.volumes), snapshots: map[string]map[string]snapshot{}, intents: maps.Clone(s.intents), settings: s.settings}
+	c := state{volumes: maps.Clone(s.volumes), snapshots: map[string]map[string]snapshot{}, intents: maps.Clone(s.intents)}
 	for name, r := range c.volumes {
 		r.Claims = slices.Clone(r.Claims)
 		c.volumes[name] = r
@@ -262,11 +254,6 @@ func (c *change) dropIntents(lvs []string) error {
 		}
 	}
 	return nil
-}
-
-func (c *change) putSettings(s settings) error {
-	c.settings = s
-	return c.put(settingsKey, s)
 }
 
 // begin writes to disk that logical volumes are going to be made or removed. It

@@ -20,14 +20,12 @@ func TestJournal(t *testing.T) {
 		volumes:   map[string]record{"a": {UID: "u", LV: "vol-a.1", Size: 4 << 20, Fresh: true, Claims: []claim{{Workload: "w", Shared: true}}}},
 		snapshots: map[string]map[string]snapshot{"a": {"s": {LV: "snap-a.2", CreatedAt: when, Size: 4 << 20, Scheduled: true, Seq: 3}}},
 		intents:   map[string]intent{"vol-b.3": {LV: "vol-b.3", Purpose: purposeCreate, Volume: "b"}},
-		settings:  settings{OvercommitMax: 300},
 	}
 	err := m.change(func(c *change) error {
 		return errors.Join(
 			c.putVolume("a", want.volumes["a"]), c.putVolume("gone", record{}), c.dropVolume("gone"),
 			c.putSnapshot("a", "s", want.snapshots["a"]["s"]), c.putSnapshot("gone", "s", snapshot{}), c.dropSnapshot("gone", "s"),
 			c.putIntent(want.intents["vol-b.3"]), c.putIntent(intent{LV: "gone"}), c.dropIntent("gone"),
-			c.putSettings(want.settings),
 		)
 	})
 	if err != nil {

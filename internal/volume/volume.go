@@ -29,6 +29,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -79,6 +80,8 @@ type Manager struct {
 	queue  *reconcile.Queue
 	locks  locks
 
+	limits atomic.Pointer[Limits] // of the pool
+
 	schedules  *reconcile.Queue // of volumes, for their snapshots
 	guard      guard
 	exports    counts // of logical volumes, while they are read
@@ -108,12 +111,13 @@ type Manager struct {
 // New makes a manager; Recover makes it usable, Run makes it work.
 func New(opts Options) *Manager {
 	m := &Manager{
-		opts: opts, log: opts.Log, dir: Dir, bucket: opts.Store.Bucket("volumes"), guests: opts.Guests,
+		opts: opts, log: opts.Log, dir: Dir, bucket: opts.Store.Bucket(bucketName), guests: opts.Guests,
 		underway: map[string]bool{},
 	}
 	if m.log == nil {
 		m.log = slog.Default()
 	}
+	m.SetLimits(DefaultLimits)
 	m.queue = reconcile.New(reconcile.Options{Keys: m.keys}, m.reconcile)
 	m.schedules = reconcile.New(scheduling(m.keys), m.keepSchedule)
 	return m
