@@ -22,8 +22,8 @@ type Writer struct {
 	dir    string
 	limits Limits
 	source string // file that limits are read from; "" for none
-	lock   int // folder, opened for its lock
-	file   int // -1 when none is open
+	lock   int    // folder, opened for its lock
+	file   int    // -1 when none is open
 	seq    uint64
 	buf    []byte
 	held   int64 // bytes of data in buf
