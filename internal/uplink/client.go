@@ -67,7 +67,7 @@ func (c *client) adopt() {
 func (c *client) wait(ctx context.Context, what ask, at time.Time) bool {
 	if !c.now.up {
 		if c.lease == nil {
-			c.report(nil, fmt.Sprintf("link %q has no carrier: cable unplugged, or the other end is off", c.link))
+			c.report(nil, noCarrier(c.link))
 			at = time.Now().Add(forever)
 		} else if what != 0 {
 			at = c.lease.Acquired.Add(c.lease.Expiry)

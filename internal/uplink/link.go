@@ -40,21 +40,16 @@ func carrierOf(l netlink.Link) carrier {
 	return c
 }
 
-// prepare sets what the kernel does by itself and brings the link up. IPv6
-// addresses come from router advertisements, which count though we forward (2).
+// prepare sets what the kernel does by itself and brings the link up.
 func prepare(l netlink.Link) error {
 	name := l.Attrs().Name
-	for _, s := range [][2]string{
+	err := sysctls([][2]string{
 		{"ipv4/conf/" + name + "/promote_secondaries", "1"},
 		{"ipv4/conf/" + name + "/arp_notify", "1"},
-		{"ipv6/conf/" + name + "/accept_ra", "2"},
-		{"ipv6/conf/" + name + "/autoconf", "1"},
 		{"ipv6/conf/" + name + "/use_tempaddr", "0"},
-	} {
-		err := os.WriteFile(filepath.Join("/proc/sys/net", s[0]), []byte(s[1]), 0)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) { // IPv6 may be off
-			return fmt.Errorf("set net sysctl %s=%s: %w", s[0], s[1], err)
-		}
+	})
+	if err != nil {
+		return err
 	}
 	if err := netlink.LinkSetUp(l); err != nil {
 		return fmt.Errorf("bring up link %q: %w", name, err)
@@ -66,11 +61,11 @@ func prepare(l netlink.Link) error {
 const metricBase = 1024
 
 // configure gives the link the address, route and MTU of a lease, the new
-// before the old goes. nil takes all addresses away.
-func configure(l netlink.Link, lease *Lease, log *slog.Logger) error {
+// before the old goes. nil takes all addresses away but those that are declared.
+func configure(l netlink.Link, lease *Lease, declared LinkConfig, log *slog.Logger) error {
 	name := l.Attrs().Name
 	if lease == nil {
-		return removeAddresses(l, netip.Addr{})
+		return removeAddresses(l, declared.has)
 	}
 	if lease.MTU > 0 {
 		if err := netlink.LinkSetMTU(l, lease.MTU); err != nil {
@@ -80,7 +75,7 @@ func configure(l netlink.Link, lease *Lease, log *slog.Logger) error {
 	}
 	left := lease.Expiry - time.Since(lease.Acquired)
 	addr := &netlink.Addr{IPNet: ipNet(lease.Address)}
-	if left < lifetimeMax {
+	if left < lifetimeMax && !declared.has(lease.Address.Addr()) {
 		// The kernel takes the address away even when we are dead.
 		addr.ValidLft, addr.PreferedLft = int(left/time.Second)+1, int(left/time.Second)+1
 	}
@@ -90,7 +85,7 @@ func configure(l netlink.Link, lease *Lease, log *slog.Logger) error {
 	if err := setRoute(l, lease); err != nil {
 		return err
 	}
-	return removeAddresses(l, lease.Address.Addr())
+	return removeAddresses(l, func(a netip.Addr) bool { return a == lease.Address.Addr() || declared.has(a) })
 }
 
 // lifetimeMax that the kernel counts in seconds; above, for ever.
@@ -120,14 +115,14 @@ func setRoute(l netlink.Link, lease *Lease) error {
 	return nil
 }
 
-// removeAddresses takes away all IPv4 addresses of the link but one.
-func removeAddresses(l netlink.Link, keep netip.Addr) error {
+// removeAddresses takes away all IPv4 addresses of the link but those to keep.
+func removeAddresses(l netlink.Link, keep func(netip.Addr) bool) error {
 	have, err := links.Addresses(l, netlink.FAMILY_V4)
 	if err != nil {
 		return fmt.Errorf("list addresses of link %q: %w", l.Attrs().Name, err)
 	}
 	for _, a := range have {
-		if ip, _ := netip.AddrFromSlice(a.IP.To4()); ip == keep {
+		if keep(addrOf(a)) {
 			continue
 		}
 		err := netlink.AddrDel(l, &a)

@@ -56,6 +56,8 @@ type daemon struct {
 	states []State
 	cancel context.CancelFunc
 	done   chan error
+
+	settings *Settings
 }
 
 func (d *daemon) stop(t *testing.T) {
@@ -76,10 +78,22 @@ func (d *daemon) last() State {
 	return d.states[len(d.states)-1]
 }
 
-func run(t *testing.T, dir string) *daemon {
+// count of the states that there were, and those since one.
+func (d *daemon) count() int { return len(d.since(0)) }
+
+func (d *daemon) since(n int) []State {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.states[n:])
+}
+
+func run(t *testing.T, dir string) *daemon { return runWith(t, dir, Config{}) }
+
+func runWith(t *testing.T, dir string, c Config) *daemon {
 	ctx, cancel := context.WithCancel(context.Background())
-	d := &daemon{cancel: cancel, done: make(chan error, 1)}
+	d := &daemon{cancel: cancel, done: make(chan error, 1), settings: NewSettings(c)}
 	opts := Options{
+		Settings: d.settings,
 		Hostname: "capsule-a3f2",
 		RunDir:   dir,
 		Select:   func(l netlink.Link) bool { return strings.HasPrefix(l.Attrs().Name, "up") },
@@ -259,9 +273,7 @@ func TestRenew(t *testing.T) {
 		t.Errorf("default route by %q", got)
 	}
 	// The new one was there before the old one went.
-	d.mu.Lock()
-	states := slices.Clone(d.states)
-	d.mu.Unlock()
+	states := d.since(0)
 	for i, s := range states {
 		if i > 0 && len(s.Addresses) == 0 && len(states[i-1].Addresses) > 0 {
 			t.Errorf("no address in between: %+v", states)
