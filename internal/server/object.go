@@ -75,6 +75,10 @@ func (s *objects) Apply(ctx context.Context, req *capsulev1.ApplyRequest) (*caps
 			return nil, err
 		}
 	}
+	looked, err := s.lookAtNetwork(ctx, objs)
+	if err != nil {
+		return nil, err
+	}
 	var old []*capsulev1.Object
 	var admitted, awaited map[string][]string
 	results, err := st.Apply(ctx, objs, req.GetDryRun(), func(tx store.View, objs []*capsulev1.Object) error {
@@ -84,7 +88,7 @@ func (s *objects) Apply(ctx context.Context, req *capsulev1.ApplyRequest) (*caps
 		err := portConflicts(tx, objs)
 		var circle error
 		awaited, circle = dependencies(tx, objs)
-		err = errors.Join(err, circle)
+		err = errors.Join(err, circle, s.admitNetwork(tx, objs))
 		if s.Volumes != nil {
 			var refused error
 			admitted, refused = s.Volumes.Admit(tx, objs)
@@ -98,9 +102,10 @@ func (s *objects) Apply(ctx context.Context, req *capsulev1.ApplyRequest) (*caps
 	for i, r := range results {
 		meta := r.GetObject().GetMeta()
 		r.Diff = manifest.Diff(old[i], r.GetObject())
-		r.Warnings = slices.Concat(r.Warnings, notes[i], admitted[meta.GetUid()], awaited[meta.GetUid()], s.warnings(r.GetObject()))
+		r.Warnings = slices.Concat(r.Warnings, notes[i], looked[i], admitted[meta.GetUid()], awaited[meta.GetUid()], s.warnings(r.GetObject()))
 		if !req.GetDryRun() {
 			s.wakeObject(meta.GetKind(), meta.GetName())
+			s.tryNetwork(r)
 		}
 	}
 	return &capsulev1.ApplyResponse{Results: results}, nil

@@ -26,6 +26,7 @@ import (
 	"capsule/internal/quota"
 	"capsule/internal/store"
 	"capsule/internal/token"
+	"capsule/internal/uplink"
 	"capsule/internal/version"
 )
 
@@ -55,6 +56,8 @@ type Options struct {
 	Registries *image.RegistryBook
 	Runtime    Runtime
 	Volumes    Volumes
+	// Network tries changes of the machine's network; nil where there are none.
+	Network *uplink.Trials
 	// Traffic of workloads over their links, by name; nil where none is counted.
 	Traffic func() (map[string]network.Traffic, error)
 	// Updates is nil in MODE_INSTALLER.
