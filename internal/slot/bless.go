@@ -87,10 +87,29 @@ func (e esp) giveUp(counted string) error {
 	if err != nil {
 		return err
 	}
+	if gave, err := e.giveUpArguments(counted); gave || err != nil {
+		return err
+	}
 	if slot := ofEntry(counted); on || e.blessed(slot) != nil {
 		return e.condemn(slot) // or it was given up before
 	}
 	return ErrConfirmed
+}
+
+// giveUpArguments takes away the running entry when the same system has a good one
+// without its arguments, which boots then, and tells whether it did.
+func (e esp) giveUpArguments(counted string) (bool, error) {
+	files, err := e.list()
+	if err != nil {
+		return false, err
+	}
+	_, trials := tried(files, ofEntry(counted))
+	for _, f := range trials {
+		if strings.EqualFold(f.File, path.Base(counted)) {
+			return true, e.keepFailed(f)
+		}
+	}
+	return false, nil
 }
 
 func (e esp) tentative(counted string) (bool, error) {

@@ -32,6 +32,7 @@ type Entry struct {
 	Slot       string // slot_a or slot_b
 	Version    string
 	UKI        string // path below the ESP: "/EFI/capsule/NAME.efi"
+	Options    string // the kernel's command line with arguments added; "" for the UKI's own
 	Generation int    // how many entries were ever written: the highest boots first
 	Counted    bool   // not known to be good: the loader counts its tries
 	Left, Done int    // tries, of a counted entry
@@ -126,9 +127,13 @@ func ofEntry(id string) string {
 // that neither we nor the loader take half an entry for a whole one. What couldn't be
 // read again is InvalidArgument.
 func (e Entry) text() ([]byte, error) {
-	text := fmt.Appendf(nil, "title Capsule %s\nsort-key capsule\nversion %d\nefi %s\n", e.Version, e.Generation, e.UKI)
+	options := ""
+	if e.Options != "" {
+		options = "options " + e.Options + "\n"
+	}
+	text := fmt.Appendf(nil, "title Capsule %s\nsort-key capsule\nversion %d\n%sefi %s\n", e.Version, e.Generation, options, e.UKI)
 	again := Entry{File: e.File}
-	if err := again.parseText(text); err != nil || again.Version != e.Version || again.UKI != e.UKI {
+	if err := again.parseText(text); err != nil || again.Version != e.Version || again.UKI != e.UKI || again.Options != e.Options {
 		return nil, fmt.Errorf("boot entry of version %q with UKI %q: %w", e.Version, e.UKI, errdefs.ErrInvalidArgument)
 	}
 	return text, nil
@@ -156,8 +161,10 @@ func (e *Entry) parseText(text []byte) error {
 		return bad("no generation")
 	case !strings.HasPrefix(uki, "/") || !filepath.IsLocal(uki[1:]) || !strings.HasSuffix(strings.ToLower(uki), ".efi"):
 		return bad("no UKI")
+	case !optionsForm(values["options"]):
+		return bad("no command line of ours")
 	default:
-		e.Version, e.Generation, e.UKI = version, generation, uki
+		e.Version, e.Generation, e.UKI, e.Options = version, generation, uki, values["options"]
 	}
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -215,7 +216,8 @@ func Space(dir string) (int64, error) {
 
 // keeps makes sure that a slot is left to boot when the other one loses its system.
 func keeps(files []entryFile, slot string, good func(Entry) bool) error {
-	if f := best(files, slot); f == nil || !good(f.Entry) {
+	fits := func(f entryFile) bool { return f.Slot == slot && f.fault == "" && good(f.Entry) }
+	if !slices.ContainsFunc(files, fits) {
 		return fmt.Errorf("%s has no good boot entry, the machine would have nothing to boot: %w", slot, errdefs.ErrFailedPrecondition)
 	}
 	return nil

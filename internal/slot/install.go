@@ -237,6 +237,11 @@ func (e esp) activate(entry Entry) error {
 		return err
 	}
 	entry.File, entry.Generation = EntryName(entry.Slot, triesMax), next(files)
+	if runs := best(files, Other(entry.Slot)); runs != nil { // its arguments are the machine's
+		if entry.Options, err = e.options(entry.UKI, addedTo(runs.Options)); err != nil {
+			return err
+		}
+	}
 	text, err := entry.text()
 	if err != nil {
 		return err

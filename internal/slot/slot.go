@@ -10,6 +10,9 @@
 //	  └─ Condemn, or Tidy once its tries are used up         │
 //	  └─ Forget, before the slot is written ─────────────────┘
 //
+// Arguments of the kernel are tried the same way: the slot has a second, counted entry
+// for a start with them (SetArguments), and the good one stays until that was blessed.
+//
 // Whatever is cut, the other slot's good entry stays as it is. What Prefer boots is
 // counted, too: a system that once worked may not any more.
 package slot
