@@ -166,8 +166,8 @@ func (c *check) healthExec(argv []string) {
 			c.add(at, "%s: %s", at, bad)
 		}
 	}
-	if total > argvBytesMax {
-		c.add("health.exec", "health.exec holds %d bytes, at most %d can be given to a program", total, argvBytesMax)
+	if total > ArgvBytesMax {
+		c.add("health.exec", "health.exec holds %d bytes, at most %d can be given to a program", total, ArgvBytesMax)
 	}
 	switch argv[0] {
 	case "":

@@ -35,7 +35,7 @@ const (
 	envNameMax     = 256             // bytes
 	envValueMax    = 64 << 10        // bytes; the kernel takes 128 KiB in one string
 	argvMax        = 1000            // command and args each
-	argvBytesMax   = 256 << 10       // command, args and env together stay well below ARG_MAX
+	ArgvBytesMax   = 256 << 10       // bytes; command, args and env together stay well below ARG_MAX
 	imageMax       = 512             // bytes
 	userMax        = 128             // bytes
 	pathMax        = 4095            // bytes, as the kernel's PATH_MAX
@@ -261,8 +261,8 @@ func (c *check) argv(s *capsulev1.WorkloadSpec) {
 	for name, value := range s.GetEnv() {
 		total += len(name) + len(value) + len("=\x00")
 	}
-	if total > argvBytesMax {
-		c.add("command", "command, args and env hold %d bytes together, at most %d can be given to a program", total, argvBytesMax)
+	if total > ArgvBytesMax {
+		c.add("command", "command, args and env hold %d bytes together, at most %d can be given to a program", total, ArgvBytesMax)
 	}
 }
 

@@ -115,6 +115,8 @@ func restarts(obj *v1.Object) bool {
 		return false
 	case w.GetStatus().GetPhase() == v1.Phase_PHASE_EXITED: // it has done its work
 		return false
+	case w.GetStatus().GetPhase() == v1.Phase_PHASE_PENDING && w.GetStatus().GetReason() == Reason: // it is about to start
+		return false
 	}
 	return w.GetSpec().GetOnSecretChange() == manifest.OnSecretChangeRestart
 }

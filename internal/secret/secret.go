@@ -48,6 +48,9 @@ func Open(st *store.Store, keyFile string, tpm TPM) *Book {
 	return &Book{store: st, keys: &keyring{path: keyFile, tpm: tpm}}
 }
 
+// Reason in the status of a workload that waits for a value.
+const Reason = "secret"
+
 // HeldError is why a value is not to be had now. Its text begins with the secret,
 // and what needs the value waits.
 type HeldError struct{ text string }

@@ -13,6 +13,7 @@ import (
 
 	v1 "capsule/api/capsule/v1"
 	"capsule/internal/image"
+	"capsule/internal/secret"
 	"capsule/internal/volume"
 )
 
@@ -65,13 +66,18 @@ func (l *Loop) act(ctx context.Context, obj *v1.Object, m *memory, d decision) e
 		}
 	case stepForget:
 		return l.drop(ctx, obj)
+	case stepTrust:
+		return l.trust(ctx, obj, d.Step)
+	case stepBack:
+		return l.back(obj, m)
 	}
 	return nil
 }
 
 // outcome writes the failure of a step into the status.
 func (l *Loop) outcome(ctx context.Context, obj *v1.Object, m *memory, d decision, reason string, err error) error {
-	if err == nil || ctx.Err() != nil || errors.Is(err, errAbandoned) {
+	lacks := errors.As(err, new(*secret.HeldError)) // since it was looked: decide sees it, too
+	if err == nil || ctx.Err() != nil || errors.Is(err, errAbandoned) || lacks {
 		return nil //nolint:nilerr // a step that we cut short is no failure of the workload
 	}
 	if errdefs.IsUnavailable(err) && d.Step.Do != stepPull {
@@ -79,6 +85,9 @@ func (l *Loop) outcome(ctx context.Context, obj *v1.Object, m *memory, d decisio
 	}
 	if held := (*volume.HeldError)(nil); errors.As(err, &held) {
 		return l.show(obj, m, heldUp(d.Status, meanwhile(held.Error(), d.Status), true, time.Now()))
+	}
+	if d.Step.Once {
+		return l.show(obj, m, startFailed(d.Status, plain(err, obj.Meta.Name)))
 	}
 	permanent := errdefs.IsInvalidArgument(err) || errdefs.IsNotImplemented(err)
 	if permanent && reason != reasonImage {
@@ -192,6 +201,9 @@ func (l *Loop) run(ctx context.Context, obj *v1.Object, m *memory, driver Driver
 	if err != nil {
 		return err
 	}
+	if err := l.reveal(&in, obj); err != nil {
+		return err
+	}
 	if in.Mounts, err = l.mount(ctx, obj, m, in.Image); err != nil {
 		return err
 	}
@@ -212,7 +224,7 @@ func (l *Loop) startOld(ctx context.Context, obj *v1.Object, m *memory, d decisi
 		return err
 	}
 	err = l.run(ctx, before, m, l.opts.Drivers[d.Step.Kind])
-	if held := (*volume.HeldError)(nil); errors.As(err, &held) {
+	if errors.As(err, new(*volume.HeldError)) || errors.As(err, new(*secret.HeldError)) {
 		l.mark(obj.Meta.Name, fmt.Sprintf("can't start generation %d again: %v", before.Meta.Generation, err))
 		return nil // it is tried again
 	}
@@ -231,7 +243,7 @@ func (l *Loop) drop(ctx context.Context, obj *v1.Object) error {
 	if err := l.releaseAll(ctx, name, l.mounts(obj, "")); err != nil {
 		return err
 	}
-	if err := l.served.drop(name); err != nil {
+	if err := errors.Join(l.served.drop(name), l.opts.Store.Bucket(historyTable).Delete(name)); err != nil {
 		return err
 	}
 	if err := l.dropLog(name); err != nil {
@@ -265,9 +277,9 @@ func (l *Loop) instance(ctx context.Context, obj *v1.Object, m *memory, prepared
 	if err := l.attach(ctx, obj, m); err != nil {
 		return Instance{}, err
 	}
-	m.warnings = img.Warnings
-	if m.warnings == nil {
-		m.warnings = []string{}
+	m.warnings = append([]string{}, img.Warnings...)
+	if spec.GetRollback() && spec.GetHealth() == nil && img.Health == nil && !gone {
+		m.warnings = append(m.warnings, noCheck)
 	}
 	return Instance{
 		ID:    ID{Name: obj.Meta.Name, UID: obj.Meta.Uid, Generation: obj.Meta.Generation},
@@ -275,6 +287,7 @@ func (l *Loop) instance(ctx context.Context, obj *v1.Object, m *memory, prepared
 		Resources: resourcesOf(spec.GetResources()),
 		Network:   networkOf(obj, m.attachment),
 		Mounts:    planned(obj),
+		Files:     files(obj),
 		LogDir:    l.opts.LogDir(obj.Meta.Name),
 	}, nil
 }
@@ -324,11 +337,17 @@ func (l *Loop) serves(ctx context.Context, obj *v1.Object) error {
 	if err != nil || before.GetMeta().GetGeneration() == obj.Meta.Generation {
 		return err
 	}
+	obj = l.resolved(ctx, obj)
+	return l.served.put(obj, !rollsBack(obj.GetWorkload().GetSpec()))
+}
+
+// resolved is a copy of an object with its signal, grace and check as they are now.
+func (l *Loop) resolved(ctx context.Context, obj *v1.Object) *v1.Object {
 	signal, grace := l.stopSpec(ctx, obj.GetWorkload().GetSpec())
 	check := l.checkSpec(ctx, obj.GetWorkload().GetSpec())
 	obj = proto.CloneOf(obj)
 	spec := obj.GetWorkload().GetSpec()
 	spec.Health = check
 	spec.StopSignal, spec.StopGrace = strconv.Itoa(signal), durationpb.New(grace)
-	return l.served.put(obj)
+	return obj
 }

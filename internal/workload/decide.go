@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	v1 "capsule/api/capsule/v1"
+	"capsule/internal/secret"
 )
 
 // verb of a step.
@@ -38,6 +39,7 @@ const (
 	reasonMachine         = "machine"
 	reasonVolume          = "volume"
 	reasonDependency      = "dependency"
+	reasonSecret          = secret.Reason
 	reasonUnhealthy       = "unhealthy"
 	reasonRollback        = "rollback"
 )
@@ -92,6 +94,8 @@ type world struct {
 	// stands; OldWaits tells that the one that served before has to.
 	Waits    string
 	OldWaits bool
+	// Lacks says which secret the wanted generation has to wait for.
+	Lacks string
 	// Healthy is the generation that is gone back to: the last one that was healthy,
 	// or, without a check, ran well. It is 0 for none.
 	Healthy uint64
@@ -333,6 +337,13 @@ func (d *decider) depend() decision {
 	return d.orOld(0)
 }
 
+// lack waits for a secret, as depend does for a workload.
+func (d *decider) lack() decision {
+	d.status.NextStartAt = nil
+	d.show(v1.Phase_PHASE_PENDING, reasonSecret, meanwhile(d.Lacks, d.status))
+	return d.orOld(0)
+}
+
 func (d *decider) with(volumes volumesOf, next decision) decision {
 	next.Volumes = volumes
 	return next
@@ -371,6 +382,9 @@ func (d *decider) replace() decision {
 	}
 	if d.Waits != "" {
 		return d.depend()
+	}
+	if d.Lacks != "" {
+		return d.lack()
 	}
 	if d.Held != "" {
 		return d.hold()
@@ -454,6 +468,9 @@ func (d *decider) ended() decision {
 	if run := d.runningOld(); run != nil {
 		return d.do(stepStop, run)
 	}
+	if d.Trial.Same && d.Healthy != d.current.Generation {
+		return d.prove()
+	}
 	if old := d.needless(); old != nil {
 		return d.do(stepRemove, old)
 	}
@@ -522,6 +539,9 @@ func (d *decider) lost() decision {
 func (d *decider) again() decision {
 	if d.Waits != "" {
 		return d.depend()
+	}
+	if d.Lacks != "" {
+		return d.lack()
 	}
 	if d.Held != "" {
 		return d.hold()
@@ -604,9 +624,10 @@ func (d *decider) keepFailure() {
 	}
 }
 
-// held tells that a workload waits for a volume or another workload.
+// held tells that a workload waits for a volume, another workload or a secret.
 func held(status *v1.WorkloadStatus) bool {
-	return heldByVolume(status) || status.Phase == v1.Phase_PHASE_PENDING && status.Reason == reasonDependency
+	waits := status.Reason == reasonDependency || status.Reason == reasonSecret
+	return heldByVolume(status) || status.Phase == v1.Phase_PHASE_PENDING && waits
 }
 
 func heldByVolume(status *v1.WorkloadStatus) bool {

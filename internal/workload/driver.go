@@ -63,11 +63,16 @@ type ID struct {
 // Instance is a workload resolved to all that a driver needs.
 type Instance struct {
 	ID
-	Image     image.Image
-	Args      []string // program and its arguments, never empty
-	Env       []string // NAME=value, each name once
-	Cwd       string   // absolute
-	User      string   // as in WorkloadSpec; "" is root
+	Image image.Image
+	Args  []string // program and its arguments, never empty
+	Env   []string // NAME=value, each name once
+	// SecretEnv wins over Env. It is on no disk and in no argument list of the
+	// capsule's; Prepare gets none.
+	SecretEnv []string
+	// Files are shown read-only; Prepare gets those in secrets without content.
+	Files     []File
+	Cwd       string // absolute
+	User      string // as in WorkloadSpec; "" is root
 	Resources Resources
 	Network   Network
 	Mounts    []Mount // in the order in which they are made: a folder before those in it
@@ -106,6 +111,15 @@ type Mount struct {
 	Folder   string
 	Path     string // absolute, in the instance
 	ReadOnly bool
+}
+
+// File is a small file shown in an instance. What it holds is on no disk of the
+// capsule's.
+type File struct {
+	Path    string // absolute, in the instance
+	Content []byte
+	Mode    uint32 // permissions, as chmod takes them
+	Owner   string // as Instance.User; "" is whom the instance runs as
 }
 
 // State of an instance.

@@ -47,6 +47,7 @@ type LoopOptions struct {
 	Images  Images
 	Network Networks
 	Volumes Volumes
+	Secrets Secrets
 	Drivers map[string]Driver // by kind
 	LogDir  func(name string) string
 	// Mark writes a line of the capsule into a workload's log: why something
@@ -101,7 +102,10 @@ type memory struct {
 	told        told // events of late
 	oldRetry    time.Time
 	oldFailures uint32
-	replaced    bool // an older generation was stopped for the wanted one
+	replaced    bool      // an older generation was stopped for the wanted one
+	tried       uint64    // generation that has been started
+	trying      time.Time // when this daemon first saw that
+	settled     result    // what is kept of the wanted generation's fate
 	// kept are the volumes that were left to it when others were last released;
 	// nil when it may hold more since.
 	kept   []string
@@ -253,6 +257,9 @@ func (l *Loop) watch(ctx context.Context) {
 			return // the full pass goes on
 		}
 		for c := range changes {
+			if c.Object.GetSecret() != nil && !c.Deleted {
+				l.SecretChanged(c.Object.Meta.Name)
+			}
 			if c.Object.GetWorkload() == nil {
 				continue
 			}
@@ -406,23 +413,31 @@ func (l *Loop) world(ctx context.Context, obj *v1.Object, m *memory, found []see
 	if err != nil {
 		return world{}, err
 	}
+	healthy, err := l.served.healthy(obj.Meta)
+	if err != nil {
+		return world{}, err
+	}
 	_, available := l.opts.Drivers[obj.Meta.Kind]
 	w := world{
 		Object: obj, Seen: found, Available: available,
 		Served: before.GetMeta().GetGeneration(), OldRetry: m.oldRetry, Now: time.Now(),
 		Freed: m.freed.Load(), Halt: m.toHalt(found),
+		Healthy: healthy.GetMeta().GetGeneration(), Trial: l.trial(ctx, obj, before, healthy, m, found),
 	}
 	if w.Freed {
 		w.OldRetry = time.Time{}
 	}
 	w.Health = l.health(ctx, obj, before, found)
-	if w.Waits, err = l.waits(obj, m); err != nil {
+	if w.Waits, w.OldWaits, err = l.waits(obj, before, m); err != nil {
+		return world{}, err
+	}
+	if err := l.lacking(&w, before); err != nil {
 		return world{}, err
 	}
 	for _, s := range found {
 		if s.UID == obj.Meta.Uid && s.Generation == obj.Meta.Generation {
 			w.ImageLocal = true // it was prepared from it
-			if s.State == Running && w.Served != s.Generation {
+			if s.State == Running && w.Served != s.Generation && !store.GivenUp(obj) {
 				w.Served = s.Generation
 				return w, l.serves(ctx, obj)
 			}
@@ -453,7 +468,7 @@ func (l *Loop) save(obj *v1.Object, m *memory, status *v1.WorkloadStatus) error 
 	old := obj.GetWorkload().GetStatus()
 	if proto.Equal(old, status) {
 		l.looked(obj.Meta.Name, m)
-		return nil
+		return l.settle(obj, m, status)
 	}
 	if status.Emulated && !old.GetEmulated() {
 		if err := l.opts.Store.Note(obj, "emulated", emulatedWarning); err != nil {
@@ -467,7 +482,7 @@ func (l *Loop) save(obj *v1.Object, m *memory, status *v1.WorkloadStatus) error 
 		return fmt.Errorf("write status of workload %q: %w", obj.Meta.Name, err)
 	}
 	l.looked(obj.Meta.Name, m)
-	return nil
+	return l.settle(obj, m, status)
 }
 
 // emulatedWarning stands in the status and in an event.

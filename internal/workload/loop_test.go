@@ -21,6 +21,7 @@ import (
 	v1 "capsule/api/capsule/v1"
 	"capsule/internal/image"
 	"capsule/internal/network"
+	"capsule/internal/secret"
 	"capsule/internal/store"
 )
 
@@ -37,6 +38,7 @@ type runtime struct {
 	// Of the second kind: the first, which keeps the calls of both in order.
 	first    *runtime
 	emulated bool
+	started  Instance // last
 }
 
 func newRuntime() *runtime {
@@ -83,6 +85,7 @@ func (r *runtime) Start(_ context.Context, in Instance) error {
 		}
 	}
 	return r.do("start", in.ID, func() {
+		r.started = in
 		o := r.have[in.ID]
 		o.State, o.StartedAt, o.Emulated = Running, time.Now(), r.emulated
 	})
@@ -293,6 +296,7 @@ type machine struct {
 	images *cache
 	net    *net
 	shelf  *shelf
+	book   *secret.Book
 	loop   *Loop
 	cancel context.CancelFunc
 
@@ -312,6 +316,7 @@ func inMachine(t *testing.T, test func(m *machine)) {
 			images: &cache{local: map[string]bool{"web:1": true, "web:2": true, "bare": true}},
 			net:    &net{attached: map[string]string{}, denied: map[string]bool{}, stopped: map[string]bool{}},
 			shelf:  &shelf{have: map[string]map[string]lent{}, broken: map[string]string{}},
+			book:   secret.Open(s, filepath.Join(t.TempDir(), "secret.keys"), noTPM),
 		}
 		m.boot()
 		test(m)
@@ -330,7 +335,7 @@ func (m *machine) boot() {
 	}
 	m.shelf.driver = m.driver
 	m.loop = NewLoop(LoopOptions{
-		Store: m.store, Images: m.images, Network: m.net, Volumes: m.shelf, Drivers: drivers,
+		Store: m.store, Images: m.images, Network: m.net, Volumes: m.shelf, Secrets: m.book, Drivers: drivers,
 		LogDir: func(name string) string { return "/logs/" + name },
 		Mark:   func(_, text string) error { return nil },
 		DropLog: func(dir string) error {

@@ -29,7 +29,8 @@
 //
 // PENDING: accepted, not looked at yet; or held, with the reason "volume": it
 // waits for a volume, before it is prepared or started; or with the reason
-// "dependency": it waits for another workload, before it is started. PULLING: its image is fetched; only
+// "dependency" or "secret": it waits for another workload, or for a value of a secret,
+// before it is started. PULLING: its image is fetched; only
 // when the reference is not local, so a moved tag needs a new reference or an
 // image push. STARTING: its instance is made or started. RUNNING: it runs.
 // BACK_OFF: it ended and waits for its next start. EXITED: it ended for good.
