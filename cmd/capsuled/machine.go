@@ -18,6 +18,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	capsulev1 "capsule/api/capsule/v1"
+	"capsule/internal/cgroup"
 	"capsule/internal/clock"
 	"capsule/internal/console"
 	"capsule/internal/disk"
@@ -142,6 +143,16 @@ func permSpace() (total, free uint64) {
 		return 0, 0
 	}
 	return st.Blocks * uint64(st.Bsize), st.Bavail * uint64(st.Bsize)
+}
+
+// room for workloads, as process 1 has bounded them all and as /perm is.
+func room() server.Room {
+	memory, err := cgroup.Group(filepath.Join(groups, "apps")).MemoryMax()
+	if err != nil {
+		slog.Error("read the memory for workloads", "error", err)
+	}
+	total, _ := permSpace()
+	return server.Room{Memory: memory, Disk: int64(total)} //nolint:gosec // sizes
 }
 
 func (m *machine) idFile() string {

@@ -293,7 +293,7 @@ func (d *daemon) newServer(id *identity.Identity) (*grpc.Server, error) {
 		book := image.NewRegistryBook(d.store.Bucket("registries"))
 		d.images = image.Open(d.client, book)
 		d.volumes = volume.New(volume.Options{Store: d.store, Content: d.images, Freed: d.freed, Log: slog.Default()})
-		o.Traffic = d.traffic
+		o.Traffic, o.Room, o.MachineMemory = d.traffic, room, microvm.Memory
 		o.Registries, o.Images, o.Runtime, o.Volumes = book, patientImages{d.images, d}, patientRuntime{d}, patientVolumes{d.volumes, d}
 	}
 	return server.New(o)

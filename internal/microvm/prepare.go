@@ -150,6 +150,12 @@ func sizes(r workload.Resources) size {
 	return size{MemoryMiB: (memory + mib - 1) / mib, VCPUs: vcpus(r)}
 }
 
+// Memory is what a machine has whose payload has that limit in bytes, its own kernel
+// included; 0 is the default.
+func Memory(limit int64) int64 {
+	return sizes(workload.Resources{MemoryBytes: limit}).MemoryMiB * mib
+}
+
 // vcpus are as many as a limit needs, one without a limit.
 func vcpus(r workload.Resources) int { return max(1, int((r.CPUMillis+999)/1000)) }
 

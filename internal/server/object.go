@@ -80,7 +80,7 @@ func (s *objects) Apply(ctx context.Context, req *capsulev1.ApplyRequest) (*caps
 		return nil, err
 	}
 	var old []*capsulev1.Object
-	var admitted, awaited map[string][]string
+	var admitted, awaited, large map[string][]string
 	results, err := st.Apply(ctx, objs, req.GetDryRun(), func(tx store.View, objs []*capsulev1.Object) error {
 		for _, o := range objs {
 			old = append(old, tx.Old(o))
@@ -89,6 +89,9 @@ func (s *objects) Apply(ctx context.Context, req *capsulev1.ApplyRequest) (*caps
 		var circle error
 		awaited, circle = dependencies(tx, objs)
 		err = errors.Join(err, circle, s.admitNetwork(tx, objs))
+		var tooLarge error
+		large, tooLarge = s.fits(tx, objs)
+		err = errors.Join(err, tooLarge)
 		if s.Volumes != nil {
 			var refused error
 			admitted, refused = s.Volumes.Admit(tx, objs)
@@ -102,7 +105,7 @@ func (s *objects) Apply(ctx context.Context, req *capsulev1.ApplyRequest) (*caps
 	for i, r := range results {
 		meta := r.GetObject().GetMeta()
 		r.Diff = manifest.Diff(old[i], r.GetObject())
-		r.Warnings = slices.Concat(r.Warnings, notes[i], looked[i], admitted[meta.GetUid()], awaited[meta.GetUid()], s.warnings(r.GetObject()))
+		r.Warnings = slices.Concat(r.Warnings, notes[i], looked[i], admitted[meta.GetUid()], awaited[meta.GetUid()], large[meta.GetUid()], s.warnings(r.GetObject()))
 		if !req.GetDryRun() {
 			s.wakeObject(meta.GetKind(), meta.GetName())
 			s.tryNetwork(r)
@@ -173,10 +176,6 @@ func (s *objects) warnings(o *capsulev1.Object) []string {
 	w := o.GetWorkload()
 	if w.GetIntent().GetStopped() {
 		list = append(list, fmt.Sprintf("%q was stopped by an operator and stays so until it is started", o.GetMeta().GetName()))
-	}
-	if total := memory().total; total > 0 && w.GetSpec().GetResources().GetMemory() > int64(total) {
-		list = append(list, fmt.Sprintf("the memory limit of %s is more than the capsule's %d MiB",
-			manifest.FormatSize(w.GetSpec().GetResources().GetMemory()), total>>20))
 	}
 	return list
 }

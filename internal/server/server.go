@@ -60,6 +60,11 @@ type Options struct {
 	Network *uplink.Trials
 	// Traffic of workloads over their links, by name; nil where none is counted.
 	Traffic func() (map[string]network.Traffic, error)
+	// Room for workloads; nil where nobody asks.
+	Room func() Room
+	// MachineMemory is what a MicroVM with a limit of that many bytes takes, its own
+	// kernel included; 0 is its default.
+	MachineMemory func(limit int64) int64
 	// Updates is nil in MODE_INSTALLER.
 	Updates Updates
 	// Installer is nil but in MODE_INSTALLER.
