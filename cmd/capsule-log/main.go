@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -39,6 +40,10 @@ func main() {
 	// The shim sends SIGTERM when the workload has ended; what is still in the
 	// pipes is written first.
 	signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)
+	if err := leaveReserve(); err != nil {
+		fmt.Fprintln(os.Stderr, "capsule-log:", err)
+		os.Exit(1)
+	}
 	runtime.GOMAXPROCS(1)
 	debug.SetMemoryLimit(memoryMax)
 	if len(os.Args) < 2 || len(os.Args) > 3 {
@@ -57,6 +62,22 @@ func main() {
 			s.log.Close()
 		}
 	}
+}
+
+// leaveReserve gives up the right to the part of /perm that is kept for what is
+// declared: logs have none when it is full.
+func leaveReserve() error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return fmt.Errorf("read capabilities: %w", err)
+	}
+	data[0].Effective &^= 1 << unix.CAP_SYS_RESOURCE
+	data[0].Permitted &^= 1 << unix.CAP_SYS_RESOURCE
+	if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&data[0])), 0); errno != 0 {
+		return fmt.Errorf("drop capabilities: %w", errno)
+	}
+	return nil
 }
 
 // source is a descriptor to read and where that goes.

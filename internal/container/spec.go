@@ -134,11 +134,15 @@ func mounts(in workload.Instance) []specs.Mount {
 		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: safe("ro")},
 		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: safe("relatime", "ro")},
 	}
-	for _, file := range []struct{ source, path string }{
-		{in.Network.ResolvConf, "/etc/resolv.conf"}, {in.Network.Hosts, "/etc/hosts"},
+	hosts := "rw" // its own
+	if in.Network.Mode == "host" {
+		hosts = "ro"
+	}
+	for _, file := range []struct{ source, path, mode string }{
+		{in.Network.ResolvConf, "/etc/resolv.conf", "ro"}, {in.Network.Hosts, "/etc/hosts", hosts}, // others see the same
 	} {
 		if file.source != "" {
-			ms = append(ms, specs.Mount{Destination: file.path, Type: "bind", Source: file.source, Options: []string{"bind", "rprivate", "rw"}})
+			ms = append(ms, specs.Mount{Destination: file.path, Type: "bind", Source: file.source, Options: []string{"bind", "rprivate", file.mode}})
 		}
 	}
 	for _, m := range in.Mounts {

@@ -5,16 +5,20 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// The machine's control groups, below groupRoot. Workloads live in their own
-// groups in groupApps.
+// The machine's control groups, below groupRoot: process 1 and its programs, the
+// daemon with the lvm commands that it runs, containerd, shims with loggers. Workloads
+// live in their own groups in groupApps.
 const (
 	groupRoot       = "/sys/fs/cgroup"
+	groupAll        = "capsule"
+	groupInit       = "capsule/init"
 	groupServe      = "capsule/serve"
 	groupContainerd = "capsule/containerd"
 	groupShims      = "capsule/shims"
@@ -23,17 +27,26 @@ const (
 
 const controllers = "+cpu +memory +pids +io +cpuset"
 
-// makeGroups creates the groups and hands the controllers down to the workloads'.
+// makeGroups creates the groups, hands the controllers down to the workloads', and
+// moves process 1 into its own.
 func makeGroups() error {
 	var errs []error
-	for _, g := range []string{groupServe, groupContainerd, groupShims, groupApps} {
+	for _, g := range []string{groupInit, groupServe, groupContainerd, groupShims, groupApps} {
 		errs = append(errs, os.MkdirAll(filepath.Join(groupRoot, g), 0o755))
 	}
-	for _, g := range []string{"", "capsule", groupApps} {
+	for _, g := range []string{"", groupAll, groupApps} {
 		if err := os.WriteFile(filepath.Join(groupRoot, g, "cgroup.subtree_control"), []byte(controllers), 0); err != nil {
 			errs = append(errs, fmt.Errorf("hand controllers down: %w", err))
 		}
 	}
+	memory, err := memoryBytes()
+	errs = append(errs, err)
+	if err == nil {
+		for _, s := range shares(memory) {
+			errs = append(errs, s.write())
+		}
+	}
+	errs = append(errs, setting{filepath.Join(groupRoot, groupInit, "cgroup.procs"), strconv.Itoa(os.Getpid())}.write())
 	return errors.Join(errs...)
 }
 

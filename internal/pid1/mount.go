@@ -30,6 +30,8 @@ var mounts = []mount{
 	{"tmpfs", "/dev/shm", unix.MS_NOSUID | unix.MS_NODEV, "mode=1777", 0},
 	{"tmpfs", "/run", unix.MS_NOSUID | unix.MS_NODEV, "mode=0755", unix.TMPFS_MAGIC},
 	{"tmpfs", "/tmp", unix.MS_NOSUID | unix.MS_NODEV, "mode=1777,size=25%", unix.TMPFS_MAGIC},
+	// What workloads are shown of it they may write to: it is no way to fill /run.
+	{"tmpfs", "/run/capsule/net", safe, "mode=0755,size=16m", 0},
 	{"cgroup2", groupRoot, safe, "nsdelegate,memory_recursiveprot", unix.CGROUP2_SUPER_MAGIC},
 }
 

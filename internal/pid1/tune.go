@@ -25,6 +25,12 @@ var settings = []setting{
 	// Many containers that each watch files share these.
 	{"/proc/sys/fs/inotify/max_user_instances", "1024"},
 	{"/proc/sys/fs/inotify/max_user_watches", "524288"},
+	// Many threads are no harm by themselves: the memory of workloads is bounded, and
+	// their number too (shares). The kernel's own bounds would be met first on a small
+	// machine, by everybody.
+	{"/proc/sys/kernel/pid_max", "4194304"},
+	{"/proc/sys/kernel/threads-max", strconv.Itoa(threadsMax)},
+	{"/proc/sys/fs/file-max", strconv.Itoa(math.MaxInt64)},
 	// Huge pages only where they are asked for, as QEMU does: a Go program's heap
 	// would grow by 2 MiB at a time.
 	{"/sys/kernel/mm/transparent_hugepage/enabled", "madvise"},
@@ -58,15 +64,20 @@ const (
 // set_recommended_min_free_kbytes), and more than twice that is lost to programs
 // by the water marks above it.
 func tuneReserve() error {
-	var info unix.Sysinfo_t
-	if err := unix.Sysinfo(&info); err != nil {
-		return fmt.Errorf("ask for the memory's size: %w", err)
-	}
-	memory := info.Totalram * uint64(info.Unit)
-	if memory >= smallMachine {
-		return nil
+	memory, err := memoryBytes()
+	if err != nil || memory >= smallMachine {
+		return err
 	}
 	return setting{"/proc/sys/vm/min_free_kbytes", strconv.FormatUint(reserve(memory)>>10, 10)}.write()
+}
+
+// memoryBytes is what programs and the kernel share.
+func memoryBytes() (uint64, error) {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return 0, fmt.Errorf("ask for the memory's size: %w", err)
+	}
+	return info.Totalram * uint64(info.Unit), nil
 }
 
 // reserve is the kernel's own formula for the pages that only it may use
