@@ -20,6 +20,8 @@ type ApplyOptions struct {
 	DryRun  bool
 	Wait    bool
 	Timeout time.Duration
+	// ConfirmAt is where a changed network is confirmed; "" is chosen.
+	ConfirmAt string
 }
 
 func newApplyCommand(a *app) *cobra.Command {
@@ -37,6 +39,10 @@ has a check, or has ended with code 0; a workload that fails, is unhealthy or fa
 into back-off meanwhile ends the wait, and one that waits for a volume or another
 workload is waited for. A volume is ready once it is made.
 
+A change of the capsule's own network (kind Capsule) is tried for a minute, and goes
+back by itself unless it is confirmed. That is done here, by a new connection to an
+address that is new, or to the host that --confirm-at names.
+
 On several capsules each takes all of it or nothing, whatever becomes of the
 others; the table tells what was done on which.`,
 		Example: `  capsulectl apply -f web.yaml --wait
@@ -51,11 +57,15 @@ others; the table tells what was done on which.`,
 	flags.BoolVar(&o.DryRun, "dry-run", false, "check and show the difference only")
 	flags.BoolVar(&o.Wait, "wait", false, "wait until it runs and is healthy, and volumes are ready")
 	flags.DurationVar(&o.Timeout, "timeout", waitDefault, "bound of --wait")
+	flags.StringVar(&o.ConfirmAt, "confirm-at", "", "HOST[:PORT] to confirm a changed network of the capsule at")
 	must(cmd.MarkFlagRequired("file"))
 	return cmd
 }
 
 func runApply(ctx context.Context, a *app, o ApplyOptions, _ []string) error {
+	if err := o.checkConfirmAt(a); err != nil {
+		return err
+	}
 	objects, err := a.readManifests(o.Files)
 	if err != nil {
 		return err
@@ -82,7 +92,7 @@ func applyOnOne(ctx context.Context, a *app, o ApplyOptions, objects []*capsulev
 			v.text += fmt.Sprintf("%s\n%s\n", name, strings.TrimRight(r.GetDiff(), "\n"))
 		}
 	}
-	return v, a.waitApplied(ctx, o, results)
+	return v, a.followApplied(ctx, o, results)
 }
 
 func applyObjects(ctx context.Context, a *app, o ApplyOptions, objects []*capsulev1.Object) error {
@@ -92,6 +102,16 @@ func applyObjects(ctx context.Context, a *app, o ApplyOptions, objects []*capsul
 	}
 	if err := a.showApplied(results, o.DryRun); err != nil {
 		return err
+	}
+	return a.followApplied(ctx, o, results)
+}
+
+// followApplied confirms a changed network, and waits where that was asked for.
+func (a *app) followApplied(ctx context.Context, o ApplyOptions, results []*capsulev1.ApplyResult) error {
+	if !o.DryRun {
+		if err := a.confirmNetwork(ctx, o.ConfirmAt, results); err != nil {
+			return err
+		}
 	}
 	return a.waitApplied(ctx, o, results)
 }
