@@ -73,7 +73,8 @@ type daemon struct {
 	updates   *update.Manager
 	installer *installer.Installer // nil but on a stick
 	network   atomic.Pointer[network.Network]
-	audit     *audit.Log // nil where none can be kept
+	trials    *uplink.Trials // of the machine's own network; nil when nothing is declared
+	audit     *audit.Log     // nil where none can be kept
 	found     *discovery
 	filtered  chan struct{} // closed once making the network was tried
 
@@ -91,6 +92,7 @@ func serve(ctx context.Context) error {
 	if d.store != nil {
 		defer d.store.Close()
 	}
+	d.openTrials(ctx)
 	if err := d.connect(); err != nil {
 		return err
 	}
@@ -132,6 +134,9 @@ func serve(ctx context.Context) error {
 		go d.announce(life)
 	} else {
 		close(d.filtered)
+	}
+	if d.trials != nil {
+		go repeat(life, "network of the machine", d.trials.Run)
 	}
 	go d.uplinks(life)
 	silenced := make(chan struct{})
@@ -216,6 +221,18 @@ func (d *daemon) openStore() {
 	d.store = st
 }
 
+// openTrials begins with the network that was confirmed last, also in recovery mode:
+// the machine must be reached where it was. What can't be read leaves it with DHCP.
+func (d *daemon) openTrials(ctx context.Context) {
+	if d.store == nil {
+		return
+	}
+	var err error
+	if d.trials, err = uplink.OpenTrials(ctx, uplink.TrialOptions{Store: d.store, Log: slog.Default()}); err != nil {
+		slog.Error("read the network that is declared; addresses come by DHCP", "error", err)
+	}
+}
+
 // connect prepares for containerd without waiting for it: calls fail until it
 // listens, and again while it is restarted.
 func (d *daemon) connect() (err error) {
@@ -279,7 +296,7 @@ func (d *daemon) newServer(id *identity.Identity) (*grpc.Server, error) {
 		return nil, err
 	}
 	d.openAudit()
-	o := server.Options{TLS: config, Identity: id, Store: d.store, Machine: d.machine, Kinds: kinds(), Audit: d.audit, Log: slog.Default()}
+	o := server.Options{TLS: config, Identity: id, Store: d.store, Machine: d.machine, Network: d.trials, Kinds: kinds(), Audit: d.audit, Log: slog.Default()}
 	if d.machine.installs {
 		d.installer = d.newInstaller(id)
 		o.Installer = d.installer
@@ -394,13 +411,18 @@ func (d *daemon) uplinks(ctx context.Context) {
 	case <-ctx.Done():
 		return
 	}
-	repeat(ctx, "uplink", func(ctx context.Context) error {
-		return uplink.Run(ctx, uplink.Options{Hostname: d.machine.name, Log: slog.Default(), OnChange: func(s uplink.State) {
-			d.machine.setUplink(s)
-			d.found.on(s)
-			d.upstreams(s)
-		}})
-	})
+	o := uplink.Options{Hostname: d.machine.name, Log: slog.Default(), OnChange: func(s uplink.State) {
+		d.machine.setUplink(s)
+		d.found.on(s)
+		d.upstreams(s)
+		if d.trials != nil {
+			d.trials.Heard(s)
+		}
+	}}
+	if d.trials != nil {
+		o.Settings = d.trials.Settings
+	}
+	repeat(ctx, "uplink", func(ctx context.Context) error { return uplink.Run(ctx, o) })
 }
 
 // upstreams tells the workloads' DNS whom to ask, and the rules who is on the LAN.

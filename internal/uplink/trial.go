@@ -79,7 +79,7 @@ type trial struct {
 // TrialOptions of OpenTrials.
 type TrialOptions struct {
 	Store    *store.Store
-	OnChange func() // called when Status may have changed, with nothing locked
+	OnChange func() // called when Status may have changed, with nothing locked; nil: nobody
 	Log      *slog.Logger
 }
 
@@ -87,6 +87,9 @@ type TrialOptions struct {
 // when the daemon ended is taken back.
 func OpenTrials(ctx context.Context, o TrialOptions) (*Trials, error) {
 	t := &Trials{store: o.Store, onChange: o.OnChange, log: o.Log, wake: make(chan struct{}, 1)}
+	if t.onChange == nil {
+		t.onChange = func() {}
+	}
 	kept, declared, err := t.read()
 	if err != nil {
 		return nil, err

@@ -32,7 +32,7 @@ func openBox(t *testing.T, path string) *box {
 	if err != nil {
 		t.Fatal(err)
 	}
-	trials, err := OpenTrials(t.Context(), TrialOptions{Store: st, OnChange: func() {}, Log: slog.New(slog.DiscardHandler)})
+	trials, err := OpenTrials(t.Context(), TrialOptions{Store: st, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -340,7 +340,7 @@ func testTrialOfACopy(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer st.Close()
-	trials, err := OpenTrials(t.Context(), TrialOptions{Store: st, OnChange: func() {}, Log: slog.New(slog.DiscardHandler)})
+	trials, err := OpenTrials(t.Context(), TrialOptions{Store: st, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
