@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // printWords prints its arguments as one line.
@@ -196,6 +198,29 @@ func fill(args []string) int {
 			return fail(err)
 		}
 	}
+	return 0
+}
+
+// cold FILE reads a file from its disk, whatever of it is in memory, and prints its
+// bytes.
+func cold(args []string) int {
+	f, err := os.Open(argument(args, 0, ""))
+	if err != nil {
+		return fail(err)
+	}
+	defer f.Close()
+	err = f.Sync()
+	if err == nil {
+		err = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
+	}
+	var n int64
+	if err == nil {
+		n, err = io.Copy(io.Discard, f)
+	}
+	if err != nil {
+		return fail(err)
+	}
+	fmt.Println("read", n)
 	return 0
 }
 

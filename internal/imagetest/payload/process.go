@@ -160,6 +160,23 @@ func spawn(args []string) int {
 	return 0
 }
 
+// bomb makes as many processes as it can, each of which makes as many as it can, and
+// tries on when it can't.
+func bomb([]string) int {
+	fmt.Println("bombing")
+	explode()
+	return 0
+}
+
+// explode never returns. A child has this thread alone, and nothing of the runtime.
+//
+//go:nosplit
+func explode() {
+	for {
+		_, _, _ = unix.RawSyscall(unix.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0)
+	}
+}
+
 // allocate MIB touches that much memory and keeps it while it goes on.
 func allocate(args []string) int {
 	mib, err := strconv.Atoi(argument(args, 0, "16"))
