@@ -220,6 +220,19 @@ func (c *check) healthTimes(h *capsulev1.Health) {
 	}
 }
 
+// rollback checks that a change may be told to be unwell, and be gone back from.
+// Whether the image has a check only the capsule can tell; therefore it has no
+// default here.
+func (c *check) rollback(s *capsulev1.WorkloadSpec) {
+	switch {
+	case !s.GetRollback():
+	case s.GetHealth().GetNone():
+		c.add("rollback", "rollback: with health \"none\" nothing tells whether a change is well; want a check, or no rollback")
+	case s.GetRestart() == restartNever:
+		c.add("rollback", "rollback: with restart \"never\" what ran before is not started again; want restart always or on-failure")
+	}
+}
+
 // dependsOn checks names; whether they form a circle with others only the
 // capsule can tell.
 func (c *check) dependsOn(names []string) {

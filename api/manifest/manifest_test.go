@@ -10,6 +10,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -63,6 +64,7 @@ health:
   startInterval: 2s
   onFailure: none
 dependsOn: [db, cache]
+rollback: false
 `
 
 func wholeObject() *capsulev1.Object {
@@ -99,6 +101,7 @@ func wholeObject() *capsulev1.Object {
 				StartPeriod: durationpb.New(time.Minute), StartInterval: durationpb.New(2 * time.Second), OnFailure: "none",
 			},
 			DependsOn: []string{"db", "cache"},
+			Rollback:  proto.Bool(false),
 		}}},
 	}
 }
@@ -238,6 +241,9 @@ func TestRefused(t *testing.T) {
 		{"restart: never\nrequiredForUpdate: true", `5:20: requiredForUpdate: with restart "never" it does not start again with the capsule`},
 		{"requiredForUpdates: true", `4:1: unknown field "requiredForUpdates"; did you mean "requiredForUpdate"?`},
 		{"required: true", `4:1: unknown field "required"; it is called "requiredForUpdate" here`},
+		{"rollback: off", `4:11: rollback: want true or false, found "off"`},
+		{"rollback: true\nhealth: none", `4:11: rollback: with health "none" nothing tells whether a change is well`},
+		{"rollback: true\nrestart: never", `4:11: rollback: with restart "never" what ran before is not started again`},
 		{"workingDir: srv", `4:13: workingDir: path "srv" must be absolute`},
 		{"user: 'a:'", `4:7: user "a:": want "user", "uid", "user:group" or "uid:gid"`},
 		// Health.

@@ -212,6 +212,7 @@ func (c *check) spec(s *capsulev1.WorkloadSpec) {
 	c.ports(s)
 	c.mounts(s.GetMounts())
 	c.health(s)
+	c.rollback(s)
 	c.dependsOn(s.GetDependsOn())
 	c.resources(s.GetResources())
 	c.user(s.GetUser())
