@@ -16,7 +16,7 @@ import (
 type Advertisement struct {
 	Router netip.Addr // link-local; who says it
 	Prefix netip.Addr // of a /64
-	DNS    netip.Addr
+	DNS    netip.Addr // the zero Addr is none
 }
 
 // advertiseEvery: hosts that come later needn't ask.
@@ -27,6 +27,9 @@ func (a Advertisement) Bytes() []byte {
 	b := []byte{134, 0, 0, 0, 64, 0, 0x07, 0x08, 0, 0, 0, 0, 0, 0, 0, 0} // lifetime 1800 s
 	b = append(b, 3, 4, 64, 0xc0, 0, 0, 0x0e, 0x10, 0, 0, 0x0e, 0x10, 0, 0, 0, 0)
 	b = append(b, a.Prefix.AsSlice()...)
+	if !a.DNS.IsValid() {
+		return b
+	}
 	b = append(b, 25, 3, 0, 0, 0, 0, 0x02, 0x58)
 	return append(b, a.DNS.AsSlice()...)
 }

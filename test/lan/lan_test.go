@@ -33,23 +33,34 @@ import (
 
 func TestMain(m *testing.M) { nettest.Main(m) }
 
-// laptop is this process's machine.
+// laptop is this process's machine, or another.
 type laptop struct {
 	program string
 	home    string
+	ns      *nettest.NS
 }
 
-const laptopLink = "lan0"
+const (
+	laptopLink    = "lan0"
+	laptopAddress = "192.168.70.1/24"
+)
 
-func newLaptop(t *testing.T) *laptop {
+// newLaptopIn is one with the built program.
+func newLaptopIn(t *testing.T, ns *nettest.NS) *laptop {
 	t.Helper()
 	nettest.Require(t)
-	l := &laptop{program: filepath.Join(t.TempDir(), "capsulectl"), home: t.TempDir()}
+	l := &laptop{program: filepath.Join(t.TempDir(), "capsulectl"), home: t.TempDir(), ns: ns}
 	build := exec.Command("go", "build", "-o", l.program, "capsule/cmd/capsulectl")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build capsulectl: %v\n%s", err, out)
 	}
+	return l
+}
+
+func newLaptop(t *testing.T) *laptop {
+	t.Helper()
+	l := newLaptopIn(t, nil)
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = laptopLink
 	noSnooping := false
@@ -59,7 +70,7 @@ func newLaptop(t *testing.T) *laptop {
 	here := (*nettest.NS)(nil)
 	t.Cleanup(func() { _ = netlink.LinkDel(here.Link(t, laptopLink)) })
 	here.Up(t, laptopLink)
-	here.Addr(t, laptopLink, "192.168.70.1/24")
+	here.Addr(t, laptopLink, laptopAddress)
 	return l
 }
 
@@ -72,11 +83,30 @@ func (l *laptop) run(t *testing.T, stdin string, args ...string) (out, errs stri
 	cmd.Env = []string{"HOME=" + l.home, "PATH=/usr/bin:/bin"}
 	var stdout, stderr bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &stdout, &stderr
-	if err := cmd.Run(); err != nil && cmd.ProcessState == nil {
-		t.Fatal(err)
+	if err := l.ns.Try(cmd.Start); err != nil {
+		t.Error(err)
+		return "", "", -1
 	}
+	_ = cmd.Wait() // the exit code tells
 	t.Logf("capsulectl %s: exit %d\n%s%s", strings.Join(args, " "), cmd.ProcessState.ExitCode(), &stdout, &stderr)
 	return stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()
+}
+
+// must run.
+func (l *laptop) must(t *testing.T, stdin string, args ...string) string {
+	t.Helper()
+	out, _, exit := l.run(t, stdin, args...)
+	if exit != 0 {
+		t.Fatal("capsulectl ", strings.Join(args, " "), " failed")
+	}
+	return out
+}
+
+func write(t *testing.T, path string, data []byte) {
+	t.Helper()
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // box is a capsule.

@@ -25,9 +25,8 @@ import (
 )
 
 const (
-	laptopAddress = "192.168.70.1/24"
-	firstAddress  = "192.168.70.50"
-	laterAddress  = "192.168.70.60"
+	firstAddress = "192.168.70.50"
+	laterAddress = "192.168.70.60"
 	// renewAfter is T1 of the lease of 120 s that BOOT-02 names.
 	renewAfter = 60 * time.Second
 )
@@ -223,16 +222,6 @@ func (l *laptop) finds(t *testing.T, name, state, host string) (f found) {
 	return f
 }
 
-// must run.
-func (l *laptop) must(t *testing.T, stdin string, args ...string) string {
-	t.Helper()
-	out, _, exit := l.run(t, stdin, args...)
-	if exit != 0 {
-		t.Fatal("capsulectl ", strings.Join(args, " "), " failed")
-	}
-	return out
-}
-
 // serves waits for the page at an address.
 func serves(t *testing.T, address string) {
 	t.Helper()
@@ -251,11 +240,4 @@ func page(address string) error {
 		return fmt.Errorf("%s: %q, %w", r.Status, text, err)
 	}
 	return nil
-}
-
-func write(t *testing.T, path string, data []byte) {
-	t.Helper()
-	if err := os.WriteFile(path, data, 0o600); err != nil {
-		t.Fatal(err)
-	}
 }
