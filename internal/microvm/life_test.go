@@ -377,7 +377,7 @@ func TestIgnoresStop(t *testing.T) {
 	}
 }
 
-// The guest's clock is the capsule's, also after its machine stood still.
+// LIFE-07: the guest's clock is the capsule's, also after its machine stood still.
 func TestClock(t *testing.T) {
 	w := newWorld(t)
 	in := w.instance(t, "clock", "print", "ready", "then", "sleep", "10h")

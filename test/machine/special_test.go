@@ -73,8 +73,12 @@ var archives = map[string]func(t testing.TB, name string) []byte{
 	"signal-short":  stopped("RTMIN+3"),
 	"signal-number": stopped("37"),
 	"signal-wrong":  stopped("SIGFOO"),
-	"health-oci":    health(false),
-	"health-docker": health(true),
+	"health-oci":    health(false, "CMD", "/payload", "false"),
+	"health-docker": health(true, "CMD", "/payload", "false"),
+	"shell-oci":     health(false, "CMD-SHELL", "x y"),
+	"shell-docker":  health(true, "CMD-SHELL", "x y"),
+	"none-oci":      health(false, "NONE"),
+	"none-docker":   health(true, "NONE"),
 }
 
 // archive FILE NAME KIND: writes one of the archives.
@@ -110,11 +114,15 @@ func stopped(signal string) func(testing.TB, string) []byte {
 	return configured(func(c *ocispec.ImageConfig) { c.StopSignal, c.Cmd = signal, []string{"trap", "37"} })
 }
 
-func health(docker bool) func(testing.TB, string) []byte {
+// health is an image with a HEALTHCHECK, whose shell says what line it is given.
+func health(docker bool, check ...string) func(testing.TB, string) []byte {
 	return func(t testing.TB, name string) []byte {
 		i := ready(t)
 		i.Docker = docker
-		i.Extra = map[string]any{"Healthcheck": map[string]any{"Test": []string{"CMD", "/payload", "false"}, "Interval": 1e9, "Timeout": 0, "Retries": 2}}
+		i.Extra = map[string]any{
+			"Healthcheck": map[string]any{"Test": check, "Interval": 1e9, "Timeout": 0, "Retries": 2},
+			"Shell":       []string{"/payload", "print"},
+		}
 		return imagetest.OCI(i, name)
 	}
 }
