@@ -44,6 +44,7 @@ var verbs = map[string]func(ts *testscript.TestScript, neg bool, args []string){
 	"image":     image,
 	"machine":   machine,
 	"registry":  startRegistry,
+	"prompt":    prompt,
 	"reset":     reset,
 	"spoil":     spoil,
 	"stick":     stick,
