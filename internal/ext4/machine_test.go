@@ -154,7 +154,9 @@ func TestBound(t *testing.T) {
 	upper, work := filepath.Join(dir, "upper"), filepath.Join(dir, "work")
 	must(t, os.Mkdir(upper, 0o755), os.Mkdir(work, 0o755), ext4.Bound(8*mib, 20, upper, work))
 
-	err = asUser(func() error { return errors.Join(fill(filepath.Join(upper, "a"), 5), fill(filepath.Join(work, "b"), 5)) })
+	err = asUser(func() error {
+		return errors.Join(fill(filepath.Join(upper, "a"), 5), fill(filepath.Join(work, "b"), 5))
+	})
 	if !errors.Is(err, unix.EDQUOT) {
 		t.Errorf("10 MiB of 8: %v", err)
 	}
