@@ -28,7 +28,7 @@ const (
 
 // rootPrograms are our own programs in the root; the first stage is in the initrd,
 // and the guest's agent in the initramfs of microVMs.
-var rootPrograms = []string{"capsuled", "capsule-log"}
+var rootPrograms = []string{"capsuled", "capsule-log", "capsule-runc"}
 
 const (
 	firstStage = "capsule-boot"

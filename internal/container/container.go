@@ -45,6 +45,8 @@ type Options struct {
 	ShimCgroup  string // cgroup of shims and loggers, default /capsule/shims; "-" is none
 	Snapshotter string // default erofs
 	FIFODir     string // folder for pipes of running commands, default /run/capsule/exec
+	Runc        string // program that takes the place of runc, default /usr/bin/capsule-runc
+	SecretDir   string // folder in memory for files and secrets, default /run/capsule/secrets
 }
 
 // Driver runs containers.
@@ -63,6 +65,8 @@ func New(client *containerd.Client, opts Options) *Driver {
 	setDefault(&opts.Cgroup, "/capsule/apps")
 	setDefault(&opts.ShimCgroup, "/capsule/shims")
 	setDefault(&opts.FIFODir, "/run/capsule/exec")
+	setDefault(&opts.Runc, "/usr/bin/capsule-runc")
+	setDefault(&opts.SecretDir, "/run/capsule/secrets")
 	if opts.ShimCgroup == "-" {
 		opts.ShimCgroup = ""
 	}

@@ -122,11 +122,11 @@ func TestDriver(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	fifos := filepath.Join(t.TempDir(), "exec")
-	ns, log := netns(t, etc), logger(t)
+	fifos, secrets, logs := filepath.Join(t.TempDir(), "exec"), t.TempDir(), t.TempDir()
+	ns, log, program := netns(t, etc), logger(t), runcProgram(t)
 	drivertest.Run(t, drivertest.Env{
 		Driver: func() workload.Driver {
-			return New(client, Options{FIFODir: fifos, Logger: log})
+			return New(client, Options{FIFODir: fifos, Logger: log, Runc: program, SecretDir: secrets})
 		},
 		Image: func(t *testing.T, i imagetest.Image) image.Image {
 			t.Helper()
@@ -152,7 +152,9 @@ func TestDriver(t *testing.T) {
 		Content:        images,
 		Folders:        true,
 		Filtered:       true,
-		LogRoot:        t.TempDir(),
+		LogRoot:        logs,
+		Disks:          []string{dir, logs},
+		Memory:         []string{secrets, filepath.Dir(runtime.config)},
 		RestartRuntime: func(t *testing.T, meanwhile func()) { runtime.restart(t, client, meanwhile) },
 		Leftovers: func() []string {
 			left, _ := filepath.Glob(filepath.Join(fifos, "*"))

@@ -82,6 +82,11 @@ func (d *Driver) execSpec(ctx context.Context, id workload.ID, c containerd.Cont
 		p.User, p.Capabilities = specUser(who), capabilitiesOf(who)
 		p.Env = process.Override(p.Env, "HOME="+who.Home)
 	}
+	secrets, err := d.secretEnv(c.ID())
+	if err != nil {
+		return nil, err
+	}
+	p.Env = process.Override(p.Env, secrets...)
 	if e.Cwd != "" {
 		p.Cwd = e.Cwd
 	}

@@ -6,13 +6,11 @@ import (
 	"log/slog"
 	"time"
 
-	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
 
 	"capsule/internal/instance"
-	"capsule/internal/process"
 	"capsule/internal/workload"
 )
 
@@ -77,17 +75,18 @@ func (d *Driver) snapshot(ctx context.Context, id string, in workload.Instance) 
 func took(from, to time.Time) time.Duration { return to.Sub(from).Round(time.Millisecond) }
 
 // create writes the container to containerd's store.
-func (d *Driver) create(ctx context.Context, in workload.Instance, who process.Account) error {
-	spec, err := typeurl.MarshalAny(d.spec(in, who))
+func (d *Driver) create(ctx context.Context, in workload.Instance, who instance.Accounts) error {
+	spec, err := typeurl.MarshalAny(d.spec(in, who.Program))
 	if err != nil {
 		return err
 	}
-	runc, err := typeurl.MarshalAny(&options.Options{ShimCgroup: d.opts.ShimCgroup})
+	runc, err := typeurl.MarshalAny(d.runcOptions(in))
 	if err != nil {
 		return err
 	}
 	return d.records.Create(ctx, in, containers.Container{
 		Runtime: containers.RuntimeInfo{Name: runtimeName, Options: runc},
 		Spec:    spec,
+		Labels:  instance.OwnerLabels(who.Files),
 	})
 }

@@ -34,7 +34,7 @@ func (d *Driver) spec(in workload.Instance, who process.Account) *specs.Spec {
 		Hostname:    in.Network.Hostname,
 		Process:     specProcess(in, who),
 		Mounts:      mounts(in),
-		Annotations: map[string]string{groupAnnotation: groupName},
+		Annotations: d.annotations(in),
 		Linux: &specs.Linux{
 			CgroupsPath:   path.Join(d.opts.Cgroup, in.Name),
 			Namespaces:    namespaces(in.Network),

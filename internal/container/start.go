@@ -54,15 +54,28 @@ func (d *Driver) Start(ctx context.Context, in workload.Instance) error {
 	return nil
 }
 
-func (d *Driver) start(ctx context.Context, c containerd.Container, in workload.Instance) error {
+func (d *Driver) start(ctx context.Context, c containerd.Container, in workload.Instance) (err error) {
 	if err := os.MkdirAll(in.LogDir, 0o750); err != nil {
+		return err
+	}
+	labels, err := c.Labels(ctx)
+	if err != nil {
+		return err
+	}
+	runs := false
+	defer func() {
+		if !runs {
+			err = errors.Join(err, d.clear(c.ID()))
+		}
+	}()
+	if err := d.lay(c.ID(), in, instance.Owners(labels)); err != nil {
 		return err
 	}
 	if err := d.remount(ctx, in); err != nil {
 		return err
 	}
 	began := time.Now()
-	task, err := d.newTask(ctx, c, in.LogDir)
+	task, err := d.newTask(ctx, c, in)
 	if err != nil {
 		return err
 	}
@@ -78,6 +91,7 @@ func (d *Driver) start(ctx context.Context, c containerd.Container, in workload.
 		_ = logs.Mark(in.LogDir, "could not start")
 		return errors.Join(err, deleteErr)
 	}
+	runs = true
 	// create holds the shim, when it is the first, the logger and runc's create.
 	slog.Info("started workload", "name", in.Name, "generation", in.Generation,
 		"create", took(began, started), "start", took(started, time.Now()))
@@ -92,9 +106,9 @@ const (
 )
 
 // newTask creates the instance's first process, which waits, and its logger.
-func (d *Driver) newTask(ctx context.Context, c containerd.Container, logDir string) (task containerd.Task, err error) {
+func (d *Driver) newTask(ctx context.Context, c containerd.Container, in workload.Instance) (task containerd.Task, err error) {
 	for range shimTries {
-		task, err = c.NewTask(ctx, cio.BinaryIO(d.opts.Logger, map[string]string{logDir: ""}))
+		task, err = c.NewTask(ctx, cio.BinaryIO(d.opts.Logger, map[string]string{in.LogDir: ""}), d.withOptions(in))
 		if err == nil || !shimGone(err) {
 			return task, err
 		}
@@ -103,6 +117,14 @@ func (d *Driver) newTask(ctx context.Context, c containerd.Container, logDir str
 		}
 	}
 	return nil, err
+}
+
+// withOptions are those of this start.
+func (d *Driver) withOptions(in workload.Instance) containerd.NewTaskOpts {
+	return func(_ context.Context, _ *containerd.Client, task *containerd.TaskInfo) error {
+		task.Options = d.runcOptions(in)
+		return nil
+	}
 }
 
 // shimGone tells that the shim ended while it was asked.
@@ -207,7 +229,7 @@ func (d *Driver) end(ctx context.Context, c containerd.Container, task container
 	if fresh {
 		how.Mark(info.Labels[instance.LabelLogDir])
 	}
-	return nil
+	return d.clear(c.ID())
 }
 
 // cgroup of a workload's instance, which exists until the task is deleted.
@@ -243,5 +265,5 @@ func (d *Driver) remove(ctx context.Context, id workload.ID, c containerd.Contai
 	} else if !errdefs.IsNotFound(err) {
 		return err
 	}
-	return d.records.Delete(ctx, id)
+	return errors.Join(d.records.Delete(ctx, id), d.clear(c.ID()))
 }

@@ -3,6 +3,7 @@ package container
 import (
 	"context"
 	"fmt"
+	"maps"
 	"reflect"
 	"time"
 
@@ -12,8 +13,8 @@ import (
 	"capsule/internal/workload"
 )
 
-// remount writes into the spec of a prepared instance what it mounts: only a start
-// knows where its volumes are.
+// remount writes into the spec of a prepared instance what it mounts, and where its
+// secrets are: only a start knows that.
 func (d *Driver) remount(ctx context.Context, in workload.Instance) error {
 	c, err := d.records.Get(ctx, in.ID)
 	if err != nil {
@@ -23,11 +24,11 @@ func (d *Driver) remount(ctx context.Context, in workload.Instance) error {
 	if err := typeurl.UnmarshalTo(c.Spec, spec); err != nil {
 		return fmt.Errorf("read its spec: %w", err)
 	}
-	want := mounts(in)
-	if reflect.DeepEqual(spec.Mounts, want) {
+	want, notes := append(mounts(in), d.fileMounts(in)...), d.annotations(in)
+	if reflect.DeepEqual(spec.Mounts, want) && maps.Equal(spec.Annotations, notes) {
 		return nil
 	}
-	spec.Mounts = want
+	spec.Mounts, spec.Annotations = want, notes
 	if c.Spec, err = typeurl.MarshalAnyToProto(spec); err != nil {
 		return err
 	}

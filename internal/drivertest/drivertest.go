@@ -56,6 +56,9 @@ type Env struct {
 	CountsIO bool
 	// LogRoot is the folder for log folders.
 	LogRoot string
+	// Disks are the folders that the runtime and the driver keep things in for good,
+	// and Memory those of what runs.
+	Disks, Memory []string
 	// RestartRuntime ends the runtime's daemon by force, calls a function and
 	// starts it again; nil when there is none.
 	RestartRuntime func(t *testing.T, meanwhile func())
@@ -77,7 +80,7 @@ func Run(t *testing.T, env Env) {
 	}{
 		{"Life", (*suite).life}, {"Process", (*suite).process}, {"Image", (*suite).image},
 		{"Limits", (*suite).limits}, {"Logs", (*suite).logs}, {"Exec", (*suite).exec}, {"Health", (*suite).health}, {"Copy", (*suite).copy},
-		{"Volumes", (*suite).volumes}, {"Lent", (*suite).lent}, {"Network", (*suite).network}, {"Policy", (*suite).policy},
+		{"Volumes", (*suite).volumes}, {"Lent", (*suite).lent}, {"Secrets", (*suite).secrets}, {"Network", (*suite).network}, {"Policy", (*suite).policy},
 	} {
 		t.Run(group.name, func(t *testing.T) { group.run(s, t) })
 	}

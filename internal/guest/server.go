@@ -212,6 +212,11 @@ func prepare(m *mounted, req *guestv1.RunRequest) (launch, error) {
 	if l.Account, err = fs.Account(req.GetUser()); err != nil {
 		return launch{}, err
 	}
+	files, err := addFiles(fs, l.Account, req.GetFiles())
+	if err != nil {
+		return launch{}, err
+	}
+	l.Shown = append(l.Shown, files...)
 	l.Env = process.Environment(req.GetEnv(), l.Account)
 	search, _ := process.Lookup(l.Env, "PATH")
 	return l, fs.Program(l.Args[0], search, l.Cwd, l.Account)

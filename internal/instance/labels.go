@@ -23,6 +23,7 @@ const (
 	LabelNumber     = "capsule.number"
 	LabelDigest     = "capsule.digest"
 	LabelLogDir     = "capsule.logdir"
+	LabelOwners     = "capsule.owners"  // of files, see OwnerLabels
 	LabelStarted    = "capsule.started" // time of the last start
 	LabelEnd        = "capsule.end"     // see Ending
 	LabelNote       = "capsule.note"    // Ending.Note
@@ -89,6 +90,30 @@ func Observed(labels map[string]string) (workload.Observed, bool) {
 		o.Note = labels[LabelNote]
 	}
 	return o, true
+}
+
+// OwnerLabels keep who an instance's files belong to: "UID:GID UID:GID".
+func OwnerLabels(list []process.Account) map[string]string {
+	if len(list) == 0 {
+		return nil
+	}
+	var words []string
+	for _, a := range list {
+		words = append(words, fmt.Sprintf("%d:%d", a.UID, a.GID))
+	}
+	return map[string]string{LabelOwners: strings.Join(words, " ")}
+}
+
+// Owners reads what OwnerLabels wrote, up to the first that is none.
+func Owners(labels map[string]string) (list []process.Account) {
+	for _, word := range strings.Fields(labels[LabelOwners]) {
+		var a process.Account
+		if n, err := fmt.Sscanf(word, "%d:%d", &a.UID, &a.GID); n != 2 || err != nil {
+			return list
+		}
+		list = append(list, a)
+	}
+	return list
 }
 
 // Ending is how an instance ended.

@@ -97,3 +97,16 @@ func TestClip(t *testing.T) {
 		}
 	}
 }
+
+func TestOwners(t *testing.T) {
+	for _, list := range [][]process.Account{
+		nil, {{UID: 0, GID: 0}}, {{UID: 1000, GID: 2000}, {UID: 4294967294, GID: 0}},
+	} {
+		if diff := cmp.Diff(list, Owners(OwnerLabels(list))); diff != "" {
+			t.Error(diff)
+		}
+	}
+	if got := Owners(map[string]string{LabelOwners: "1:2 rot 3:4"}); len(got) != 1 {
+		t.Errorf("%v", got)
+	}
+}

@@ -213,6 +213,8 @@ func TestDriver(t *testing.T) {
 		Kind:           instance.MicroVM,
 		Volume:         volume,
 		LogRoot:        w.logs,
+		Disks:          []string{w.root, w.logs, w.opts.Dir},
+		Memory:         []string{w.opts.RunDir},
 		RestartRuntime: func(_ *testing.T, meanwhile func()) { w.restart(meanwhile) },
 		Leftovers: func() []string {
 			left, _ := filepath.Glob(filepath.Join(w.opts.RunDir, "*", "*.new"))

@@ -345,7 +345,7 @@ func (l *launch) tell(ctx context.Context) error {
 func (l *launch) order() *guestv1.RunRequest {
 	in := l.in
 	r := &guestv1.RunRequest{
-		Layers: uint32(l.machine.layers()), Args: in.Args, Env: in.Env, Cwd: in.Cwd, User: in.User,
+		Layers: uint32(l.machine.layers()), Args: in.Args, Env: process.Override(in.Env, in.SecretEnv...), Cwd: in.Cwd, User: in.User,
 		Hostname: in.Network.Hostname, Interface: l.card.order(),
 		ResolvConf: read(in.Network.ResolvConf), Hosts: read(in.Network.Hosts),
 		Memory: in.Resources.MemoryBytes, Pids: in.Resources.PIDs,
@@ -359,6 +359,9 @@ func (l *launch) order() *guestv1.RunRequest {
 	}
 	for i, m := range in.Mounts {
 		r.Volumes = append(r.Volumes, &guestv1.Volume{Serial: volumeSerial(i), Path: m.Path, ReadOnly: m.ReadOnly, Folder: m.Folder})
+	}
+	for _, f := range in.Files {
+		r.Files = append(r.Files, &guestv1.File{Path: f.Path, Content: f.Content, Mode: f.Mode, Owner: f.Owner})
 	}
 	return r
 }

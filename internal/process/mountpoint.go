@@ -13,20 +13,8 @@ import (
 // MountPoint checks that a folder can be mounted at name, where a folder or
 // nothing is: what is missing is made.
 func (r FS) MountPoint(name string) error {
-	f, err := r.Open(name, unix.O_PATH, 0)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil
-	case errors.Is(err, unix.ENOTDIR):
-		return mountRefused(name, "leads through a file")
-	case errors.Is(err, unix.ELOOP):
-		return mountRefused(name, "leads through links that never end")
-	case err != nil:
-		return err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
+	info, err := r.point(name)
+	if info == nil || err != nil {
 		return err
 	}
 	if !info.IsDir() {
@@ -42,6 +30,32 @@ func (r FS) MountPoint(name string) error {
 		err = mountRefused(name, "is a link to /")
 	}
 	return err
+}
+
+// FilePoint checks that a file can be shown at name, where a file or nothing is.
+func (r FS) FilePoint(name string) error {
+	info, err := r.point(name)
+	if err == nil && info != nil && info.IsDir() {
+		err = fmt.Errorf("file path %q is a folder: %w", name, errdefs.ErrInvalidArgument)
+	}
+	return err
+}
+
+// point looks at what is to be mounted over; nil when nothing is there.
+func (r FS) point(name string) (os.FileInfo, error) {
+	f, err := r.Open(name, unix.O_PATH, 0)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil
+	case errors.Is(err, unix.ENOTDIR):
+		return nil, mountRefused(name, "leads through a file")
+	case errors.Is(err, unix.ELOOP):
+		return nil, mountRefused(name, "leads through links that never end")
+	case err != nil:
+		return nil, err
+	}
+	defer f.Close()
+	return f.Stat()
 }
 
 func mountRefused(name, what string) error {
