@@ -316,6 +316,7 @@ func TestLoopWaitsForJobs(t *testing.T) {
 		for name, code := range map[string]int{"good": 0, "bad": 3} {
 			m.apply(name, "web:1", dependsOn(), never)
 			m.driver.crash(name, code)
+			m.rest(time.Second)
 			m.apply("after-"+name, "web:1", dependsOn(name))
 		}
 		m.want("after-good", "running 1/1")

@@ -178,6 +178,7 @@ type cache struct {
 	local map[string]bool
 	pulls int
 	hang  string // a reference whose pull never ends
+	moved string // a reference whose name has another image
 }
 
 func (c *cache) Get(_ context.Context, ref string) (image.Image, error) {
@@ -194,7 +195,11 @@ func (c *cache) Get(_ context.Context, ref string) (image.Image, error) {
 	if ref == "bare" {
 		cfg.Cmd = nil
 	}
-	return image.Image{Name: ref, Digest: "sha256:" + ref, Config: cfg, Health: check}, nil
+	digest := "sha256:" + ref
+	if ref == c.moved {
+		digest += ":moved"
+	}
+	return image.Image{Name: ref, Digest: digest, Config: cfg, Health: check}, nil
 }
 
 func (c *cache) Pull(ctx context.Context, ref string, progress func(done, total int64)) (image.Image, error) {

@@ -243,7 +243,7 @@ func (m *model) step() (wait time.Duration, waits bool) {
 		}
 		m.have = slices.Delete(m.have, i, i+1)
 	case stepTrust:
-		if _, count := m.runs(); count != 1 || w.Health.State != healthy && !w.Trial.Same {
+		if _, count := m.runs(); !w.Trial.Same && (count != 1 || w.Health.State != healthy) {
 			m.fail("trusts what is not healthy")
 		}
 		m.healthy = d.Step.ID.Generation
@@ -535,6 +535,7 @@ func FuzzDecide(f *testing.F) {
 		op(0, 9) + op(19, 9) + op(12, 9) + op(12, 9), op(0, 9) + op(19, 9) + op(8, 9) + op(12, 3) + op(12, 9), op(0, 9) + op(19, 5) + op(10, 2) + op(12, 9) + op(12, 4) + op(11, 9),
 		op(0, 9) + op(19, 9) + op(12, 0) + op(12, 2) + op(2, 1) + op(11, 2) + op(19, 9), op(14, 9) + op(19, 9) + op(15, 9) + op(12, 9) + op(12, 9), op(0, 9) + op(4, 9) + op(10, 9),
 		op(0, 9) + op(19, 9) + op(5, 9) + op(6, 9) + op(12, 9) + op(12, 9), op(0, 9) + op(20, 1) + op(19, 9) + op(12, 9) + op(12, 9), op(0, 9) + op(19, 9) + op(17, 0) + op(10, 9) + op(17, 9) + op(12, 9) + op(12, 9),
+		"b002000(", // restarted, and ended before it was well
 		// Volumes: had, lost, damaged.
 		op(14, 9) + op(15, 9) + op(0, 9), op(15, 0) + op(14, 9) + op(15, 9), op(0, 9) + op(15, 0) + op(14, 9) + op(8, 9) + op(15, 9),
 		op(14, 9) + op(16, 9) + op(16, 9), op(14, 9) + op(5, 9) + op(15, 0) + op(6, 9) + op(15, 9), op(14, 9) + op(16, 1) + op(0, 9) + op(10, 3) + op(16, 1),

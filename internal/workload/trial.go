@@ -72,7 +72,7 @@ func (d *decider) proven() bool {
 	switch {
 	case d.Healthy == d.current.Generation:
 		return false
-	case d.Trial.Same:
+	case d.Trial.Same: // ill, it would not be better off with the older one
 		return true
 	case d.Health.Checked:
 		return d.status.Health == v1.HealthState_HEALTH_STATE_HEALTHY
@@ -203,9 +203,13 @@ func same(wanted, healthy *v1.Object, found []seen) bool {
 }
 
 // trust has a generation be gone back to from now on.
-func (l *Loop) trust(obj *v1.Object, s step) error {
+func (l *Loop) trust(ctx context.Context, obj *v1.Object, s step) error {
+	// A cut after its start may have left that to do.
+	if err := l.serves(ctx, obj); err != nil {
+		return err
+	}
 	before, err := l.served.get(obj.Meta)
-	if err != nil || before.GetMeta().GetGeneration() != s.ID.Generation {
+	if err != nil || before == nil {
 		return err
 	}
 	return l.served.trust(before, s.Digest)
