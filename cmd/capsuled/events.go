@@ -7,14 +7,22 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	capsulev1 "capsule/api/capsule/v1"
 	"capsule/internal/uplink"
 	"capsule/internal/version"
 )
 
-// machineEvery is between looks at what is told of the machine itself: a link that
-// comes and goes all the time fills the ring of events no faster.
+// machineEvery is between looks at what is told of the machine itself.
 const machineEvery = 10 * time.Second
+
+// A link that comes and goes for weeks must not drive all else out of the ring of
+// events: after uplinkBurst changes one is told after each uplinkAgain.
+const (
+	uplinkAgain = 15 * time.Minute
+	uplinkBurst = 20
+)
 
 // capsuleObject stands for the machine in events.
 func (d *daemon) capsuleObject() *capsulev1.Object {
@@ -57,7 +65,7 @@ func clockText(offset time.Duration, server string) string {
 func (d *daemon) watchMachine(ctx context.Context) {
 	tick := time.NewTicker(machineEvery)
 	defer tick.Stop()
-	var said string
+	var uplinks uplinkNews
 	var fill permFill
 	for {
 		select {
@@ -65,8 +73,7 @@ func (d *daemon) watchMachine(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		if text := uplinkText(d.machine.uplink()); text != said {
-			said = text
+		if text := uplinkText(d.machine.uplink()); uplinks.turn(text, time.Now()) {
 			if err := d.store.NoteChange(d.capsuleObject(), "uplink", text); err != nil {
 				slog.Error("keep event", "error", err)
 			}
@@ -75,6 +82,24 @@ func (d *daemon) watchMachine(ctx context.Context) {
 			d.note(kind, text)
 		}
 	}
+}
+
+// uplinkNews is what was last told of the uplinks.
+type uplinkNews struct {
+	said string
+	left *rate.Limiter
+}
+
+// turn tells whether a sentence is to be told; one that is not is asked for again.
+func (u *uplinkNews) turn(text string, now time.Time) bool {
+	if u.left == nil {
+		u.left = rate.NewLimiter(rate.Every(uplinkAgain), uplinkBurst)
+	}
+	if text == u.said || !u.left.AllowN(now, 1) {
+		return false
+	}
+	u.said = text
+	return true
 }
 
 func uplinkText(s uplink.State) string {

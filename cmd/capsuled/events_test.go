@@ -28,6 +28,28 @@ func TestPermFill(t *testing.T) {
 	}
 }
 
+// A flapping link fills no ring, and how it ends up is told.
+func TestUplinkNews(t *testing.T) {
+	var news uplinkNews
+	now, told := time.Unix(1e9, 0), 0
+	for i := range int(24 * time.Hour / machineEvery) {
+		now = now.Add(machineEvery)
+		if news.turn([]string{"up", "down"}[i%2], now) {
+			told++
+		}
+	}
+	if most := uplinkBurst + int(24*time.Hour/uplinkAgain); told < uplinkBurst || told > most {
+		t.Errorf("%d events of a day, want at most %d", told, most)
+	}
+	for range int(uplinkAgain/machineEvery) + 1 {
+		now = now.Add(machineEvery)
+		news.turn("at last", now)
+	}
+	if news.said != "at last" {
+		t.Errorf("last said %q", news.said)
+	}
+}
+
 func TestMachineSentences(t *testing.T) {
 	for want, got := range map[string]string{
 		"has 192.168.1.5/24, fd00::5/64":                             uplinkText(uplink.State{Addresses: []netip.Prefix{netip.MustParsePrefix("192.168.1.5/24"), netip.MustParsePrefix("fd00::5/64")}}),

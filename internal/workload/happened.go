@@ -4,34 +4,55 @@ import (
 	"fmt"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	v1 "capsule/api/capsule/v1"
 	"capsule/internal/store"
 )
 
-// toldAgain is how often the same thing of a workload is an event: one that ends
-// every few minutes for weeks must not drive all else out of the ring.
-const toldAgain = time.Hour
+// What a workload does by itself, again and again for weeks, must not drive all else
+// out of the ring of events: of each type it has toldBurst, then one after each
+// toldAgain, and the same sentence is told once in that time.
+const (
+	toldAgain = time.Hour
+	toldBurst = 20
+)
 
 // told is what was last made an event, by type.
-type told map[string]struct {
+type told map[string]*toldType
+
+type toldType struct {
 	text string
 	at   time.Time
+	left *rate.Limiter
 }
 
 // news is what of a change of status is to be told; a restart of the daemon
-// changes none, and so tells nothing.
+// changes none, and so tells nothing. What an operator has changed begins anew.
 func (t told) news(old, status *v1.WorkloadStatus, now time.Time) (list []store.Happening) {
+	if g := old.GetGeneration(); g != 0 && g != status.GetGeneration() {
+		clear(t)
+	}
 	for _, h := range happened(old, status) {
-		last, known := t[h.Type]
-		since := now.Sub(last.at)
-		if known && last.text == h.Text && since >= 0 && since < toldAgain {
-			continue
+		if t.allows(h, now) {
+			list = append(list, h)
 		}
-		last.text, last.at = h.Text, now
-		t[h.Type] = last
-		list = append(list, h)
 	}
 	return list
+}
+
+func (t told) allows(h store.Happening, now time.Time) bool {
+	last := t[h.Type]
+	if last == nil {
+		last = &toldType{left: rate.NewLimiter(rate.Every(toldAgain), toldBurst)}
+		t[h.Type] = last
+	}
+	since := now.Sub(last.at)
+	if last.text == h.Text && since >= 0 && since < toldAgain || !last.left.AllowN(now, 1) {
+		return false
+	}
+	last.text, last.at = h.Text, now
+	return true
 }
 
 // happened are the turns of a workload's life, by its status before and after: it

@@ -76,6 +76,30 @@ func TestNewsOfACrashLoop(t *testing.T) {
 	}
 }
 
+// One that says something else each time fills no ring either, until an operator
+// changes it.
+func TestNewsOfAnInventiveWorkload(t *testing.T) {
+	tell, now := told{}, time.Unix(1e9, 0)
+	fails := func(generation uint64, times int) (n int) {
+		before := &v1.WorkloadStatus{Generation: generation, Phase: v1.Phase_PHASE_PULLING}
+		for range times {
+			now = now.Add(time.Second)
+			after := &v1.WorkloadStatus{Generation: generation, Phase: v1.Phase_PHASE_FAILED, Message: now.String()}
+			n += len(tell.news(before, after, now))
+			before = after
+		}
+		return n
+	}
+	if n := fails(1, 24*3600); n < toldBurst+23 || n > toldBurst+24 {
+		t.Errorf("%d events of a day", n)
+	}
+	before := &v1.WorkloadStatus{Generation: 1}
+	tell.news(before, &v1.WorkloadStatus{Generation: 2}, now)
+	if n := fails(2, toldBurst+5); n != toldBurst {
+		t.Errorf("%d events of the next generation", n)
+	}
+}
+
 func TestLoopTellsWhatHappened(t *testing.T) {
 	inMachine(t, func(m *machine) {
 		m.apply("web", "web:1")
