@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -80,6 +81,9 @@ func (o *Options) reader(f *capsulev1.EventFilter) (*eventReader, error) {
 	if err != nil {
 		return nil, err
 	}
+	if kind := f.GetKind(); kind != "" && !slices.ContainsFunc(eventKinds(), func(k string) bool { return strings.EqualFold(k, kind) }) {
+		return nil, fmt.Errorf("kind %q: events are of %s: %w", kind, strings.Join(eventKinds(), ", "), errdefs.ErrInvalidArgument)
+	}
 	var since time.Time
 	if t := f.GetSince(); t != nil {
 		if err := t.CheckValid(); err != nil {
@@ -89,6 +93,9 @@ func (o *Options) reader(f *capsulev1.EventFilter) (*eventReader, error) {
 	}
 	return &eventReader{store: st, match: matcher(f, since), after: f.GetAfter(), numbered: f.GetAfter() > 0}, nil
 }
+
+// eventKinds are those of what events are about: all objects, and the pool of volumes.
+func eventKinds() []string { return append(manifest.Kinds(), "Pool") }
 
 func matcher(f *capsulev1.EventFilter, since time.Time) func(*capsulev1.Event) bool {
 	return func(e *capsulev1.Event) bool {

@@ -52,6 +52,7 @@ func TestListEvents(t *testing.T) {
 		"all":            {nil, "1 web created, 2 db created, 3 web created, 4 capsule-test booted"},
 		"of a workload":  {&capsulev1.EventFilter{Workload: "web"}, "1 web created"},
 		"of a kind":      {&capsulev1.EventFilter{Kind: "capsule"}, "4 capsule-test booted"},
+		"of the pool":    {&capsulev1.EventFilter{Kind: "pool"}, ""},
 		"after a number": {&capsulev1.EventFilter{After: 3}, "4 capsule-test booted"},
 		"after the last": {&capsulev1.EventFilter{After: 4}, ""},
 		"since now":      {&capsulev1.EventFilter{Since: now}, ""},
@@ -67,7 +68,8 @@ func TestListEvents(t *testing.T) {
 		t.Errorf("%v, %v", page, err)
 	}
 	for filter, code := range map[*capsulev1.EventFilter]codes.Code{
-		{After: 5}: codes.OutOfRange,
+		{After: 5}:          codes.OutOfRange,
+		{Kind: "conatiner"}: codes.InvalidArgument,
 		{Since: &timestamppb.Timestamp{Nanos: -1}}: codes.InvalidArgument,
 	} {
 		if _, err := client.List(limit(t), &capsulev1.EventServiceListRequest{Filter: filter}); status.Code(err) != code {
