@@ -161,6 +161,9 @@ type stranger struct {
 	left int // bytes; of the one reader
 }
 
+// known gives back the place of one who turned out to be no stranger.
+func (s *stranger) known() { s.leave() }
+
 var errTooMuch = errors.New("a connection without a certificate has sent more than a claim takes")
 
 func (s *stranger) Read(p []byte) (int, error) {

@@ -26,6 +26,7 @@ const (
 	protoHTTP     = "http/1.1"
 	metricsPath   = "/metrics"
 	httpConnMax   = 30 * time.Second // from the handshake to the answer's last byte
+	httpAskMax    = 10 * time.Second // of these for what is asked
 	httpHeaderMax = 8 << 10          // bytes
 )
 
@@ -77,14 +78,14 @@ type webSide struct {
 func (w *webSide) serve(conn net.Conn, state tls.ConnectionState) {
 	limit := time.AfterFunc(httpConnMax, func() { _ = conn.Close() })
 	srv := &http.Server{
-		Handler:        http.HandlerFunc(func(out http.ResponseWriter, req *http.Request) { w.answer(out, req, state) }),
+		Handler:        http.HandlerFunc(func(out http.ResponseWriter, req *http.Request) { w.answer(out, req, conn, state) }),
 		MaxHeaderBytes: httpHeaderMax,
 		ConnState: func(_ net.Conn, s http.ConnState) {
 			if s == http.StateClosed {
 				limit.Stop()
 			}
 		},
-		ReadHeaderTimeout: httpConnMax,
+		ReadHeaderTimeout: httpAskMax,
 		ErrorLog:          slog.NewLogLogger(w.Log.Handler(), slog.LevelDebug), // what strangers send
 	}
 	srv.SetKeepAlivesEnabled(false)
@@ -105,7 +106,7 @@ func (l *oneConn) Accept() (net.Conn, error) {
 func (l *oneConn) Close() error   { return nil }
 func (l *oneConn) Addr() net.Addr { return &net.TCPAddr{} }
 
-func (w *webSide) answer(out http.ResponseWriter, req *http.Request, state tls.ConnectionState) {
+func (w *webSide) answer(out http.ResponseWriter, req *http.Request, conn net.Conn, state tls.ConnectionState) {
 	out.Header().Set("Cache-Control", "no-store")
 	if who, err := w.admit(state, req.Header.Get("Authorization")); err != nil {
 		w.refuse(req, who, state, err)
@@ -116,6 +117,9 @@ func (w *webSide) answer(out http.ResponseWriter, req *http.Request, state tls.C
 		}
 		http.Error(out, sentence(err.Error(), errdefs.ErrUnauthenticated), code)
 		return
+	}
+	if s, ok := conn.(*stranger); ok { // a token's: scrapes that take long keep no other out
+		s.known()
 	}
 	switch {
 	case req.URL.Path != metricsPath:

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"net/http"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -61,6 +62,10 @@ var (
 	descPoolPromised = desc("pool_promised_bytes", "Bytes that volumes may grow to together.")
 	descPoolLevel    = desc("pool_level", "1 for how full the pool is, else 0.", "level")
 
+	descVolume      = desc("volume_size_bytes", "Size of the volume.", "volume")
+	descVolumeUsed  = desc("volume_data_bytes", "Bytes of the pool that the volume refers to, to a 64th of its size.", "volume")
+	descVolumeState = desc("volume_state", "1 for the state that the volume is in, else 0.", "volume", "state")
+
 	workloadLabels   = []string{"workload", "kind"}
 	descState        = desc("workload_state", "1 for the state that the workload is in, else 0.", "workload", "kind", "state")
 	descHealth       = desc("workload_health", "1 for what the workload's checks say, else 0; only of those with checks.", "workload", "kind", "health")
@@ -81,6 +86,7 @@ var allDescs = []*prometheus.Desc{
 	descBuild, descMode, descBoot, descStarts, descUplink, descClock, descNew, descEvents, descPerm, descPermOff,
 	descCPUs, descCPU, descMemory, descUsed, descRead, descWritten, descReceived, descSent,
 	descPool, descPoolUsed, descPoolMeta, descPoolMetaUsed, descPoolPromised, descPoolLevel,
+	descVolume, descVolumeUsed, descVolumeState,
 	descState, descHealth, descRestarts, descRunning, descWCPU, descWCPULimit, descWMemory, descWMemoryLimit, descWPIDs,
 	descWRead, descWWritten, descWReceived, descWSent,
 }
@@ -126,6 +132,11 @@ func truth(b bool) float64 {
 
 // Collect is prometheus.Collector's. A part that can't be read is missing.
 func (c *collector) Collect(out chan<- prometheus.Metric) {
+	defer func() { // in a goroutine of the library's, where it would end the daemon
+		if p := recover(); p != nil {
+			c.Log.Error("metrics panicked", "panic", p, "stack", string(debug.Stack()))
+		}
+	}()
 	ctx, cancel := context.WithTimeout(context.Background(), scrapeMax)
 	defer cancel()
 	s := metricSink(out)
@@ -218,18 +229,35 @@ func (c *collector) declared(s metricSink) {
 		return
 	}
 	for _, obj := range objs {
-		if obj.GetWorkload() == nil {
-			continue
-		}
-		name, kind, status := obj.GetMeta().GetName(), obj.GetMeta().GetKind(), obj.GetWorkload().GetStatus()
-		phase := status.GetPhase()
-		if phase == capsulev1.Phase_PHASE_UNSPECIFIED {
-			phase = capsulev1.Phase_PHASE_PENDING
-		}
-		s.word(descState, int32(phase), capsulev1.Phase_name, "PHASE_", name, kind)
-		s.counter(descRestarts, float64(status.GetRestarts()), name, kind)
-		if h := status.GetHealth(); h != capsulev1.HealthState_HEALTH_STATE_UNSPECIFIED {
-			s.word(descHealth, int32(h), capsulev1.HealthState_name, "HEALTH_STATE_", name, kind)
+		switch obj.GetKind().(type) {
+		case *capsulev1.Object_Workload:
+			s.workload(obj)
+		case *capsulev1.Object_Volume:
+			s.volume(obj)
 		}
 	}
+}
+
+func (s metricSink) workload(obj *capsulev1.Object) {
+	name, kind, status := obj.GetMeta().GetName(), obj.GetMeta().GetKind(), obj.GetWorkload().GetStatus()
+	phase := status.GetPhase()
+	if phase == capsulev1.Phase_PHASE_UNSPECIFIED {
+		phase = capsulev1.Phase_PHASE_PENDING
+	}
+	s.word(descState, int32(phase), capsulev1.Phase_name, "PHASE_", name, kind)
+	s.counter(descRestarts, float64(status.GetRestarts()), name, kind)
+	if h := status.GetHealth(); h != capsulev1.HealthState_HEALTH_STATE_UNSPECIFIED {
+		s.word(descHealth, int32(h), capsulev1.HealthState_name, "HEALTH_STATE_", name, kind)
+	}
+}
+
+func (s metricSink) volume(obj *capsulev1.Object) {
+	name, status := obj.GetMeta().GetName(), obj.GetVolume().GetStatus()
+	phase := status.GetPhase()
+	if phase == capsulev1.VolumePhase_VOLUME_PHASE_UNSPECIFIED {
+		phase = capsulev1.VolumePhase_VOLUME_PHASE_PENDING
+	}
+	s.gauge(descVolume, float64(status.GetSize()), name)
+	s.gauge(descVolumeUsed, float64(status.GetUsed()), name)
+	s.word(descVolumeState, int32(phase), capsulev1.VolumePhase_name, "VOLUME_PHASE_", name)
 }

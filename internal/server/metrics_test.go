@@ -21,6 +21,7 @@ import (
 	capsulev1 "capsule/api/capsule/v1"
 	"capsule/internal/contexts"
 	"capsule/internal/identity"
+	"capsule/internal/network"
 )
 
 // browser is a client of HTTP with a certificate of a role, or none.
@@ -65,6 +66,9 @@ func watched(t *testing.T) *box {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if _, err := b.store.Apply(t.Context(), []*capsulev1.Object{disk("data", 1<<30)}, false, nil); err != nil {
+		t.Fatal(err)
+	}
 	err = b.store.PutStatus(o.Meta.Uid, &capsulev1.WorkloadStatus{Generation: 1, RunningGeneration: 1, Phase: capsulev1.Phase_PHASE_RUNNING, Restarts: 2, Health: capsulev1.HealthState_HEALTH_STATE_HEALTHY})
 	if err != nil {
 		t.Fatal(err)
@@ -90,7 +94,8 @@ func TestMetrics(t *testing.T) {
 			`capsule_workload_cpu_limit{kind="Container",workload="web"} 0.5`,
 			`capsule_workload_memory_bytes{kind="Container",workload="web"} 1.048576e+06`,
 			`capsule_workload_network_sent_bytes_total{kind="Container",workload="web"} 200`,
-			`capsule_mode{mode="normal"} 1`, `capsule_uplink_up 0`, `capsule_update_tentative 1`, `capsule_events_total 2`,
+			`capsule_mode{mode="normal"} 1`, `capsule_uplink_up 0`, `capsule_update_tentative 1`, `capsule_events_total 3`,
+			`capsule_volume_state{state="pending",volume="data"} 1`, `capsule_volume_size_bytes{volume="data"} 0`,
 		} {
 			if !strings.Contains(text, line+"\n") {
 				t.Errorf("no %s in\n%s", line, text)
@@ -216,6 +221,55 @@ func TestExamplesNameRealMetrics(t *testing.T) {
 		if s.Scheme != "https" || s.Path != "" && s.Path != metricsPath || s.TLS.ServerName != identity.ServerName {
 			t.Errorf("%+v", s)
 		}
+	}
+}
+
+// Scrapes by token that take long leave the places of strangers to others.
+func TestSlowScrapesByToken(t *testing.T) {
+	asked, answer := make(chan struct{}), make(chan struct{})
+	b := newBox(t, func(o *Options) {
+		o.Runtime = hostDriver{}
+		o.Traffic = func() (map[string]network.Traffic, error) {
+			asked <- struct{}{}
+			<-answer
+			return nil, nil
+		}
+	})
+	made, err := capsulev1.NewTokenServiceClient(b.dial(t, capsulev1.Role_ROLE_ADMIN)).Create(limit(t), &capsulev1.TokenServiceCreateRequest{Name: "prometheus"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	codes := make(chan int)
+	for range strangersOfOne {
+		go func() {
+			code, _, err := b.scrape(t, b.browser(t, capsulev1.Role_ROLE_UNSPECIFIED), http.MethodGet, "/metrics", http.Header{"Authorization": {"Bearer " + made.GetSecret()}})
+			if err != nil {
+				t.Error(err)
+			}
+			codes <- code
+		}()
+		<-asked
+	}
+	if code, _, err := b.scrape(t, b.browser(t, capsulev1.Role_ROLE_UNSPECIFIED), http.MethodGet, "/metrics", nil); err != nil || code != http.StatusUnauthorized {
+		t.Errorf("one more: %d, %v", code, err)
+	}
+	close(answer)
+	for range strangersOfOne {
+		if code := <-codes; code != http.StatusOK {
+			t.Errorf("got %d", code)
+		}
+	}
+}
+
+// What panics while metrics are read is that scrape's end, and not the daemon's.
+func TestMetricsPanic(t *testing.T) {
+	b := newBox(t, func(o *Options) {
+		o.Runtime = hostDriver{}
+		o.Traffic = func() (map[string]network.Traffic, error) { panic("no such link") }
+	})
+	code, text, err := b.scrape(t, b.browser(t, capsulev1.Role_ROLE_READER), http.MethodGet, "/metrics", nil)
+	if err != nil || code != http.StatusOK || !strings.Contains(text, "capsule_build_info") {
+		t.Errorf("%d, %v:\n%s", code, err, text)
 	}
 }
 
