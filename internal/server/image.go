@@ -4,11 +4,13 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/containerd/errdefs"
 
 	capsulev1 "capsule/api/capsule/v1"
 	"capsule/internal/image"
+	"capsule/internal/workload"
 )
 
 // Images is what of the image store the API needs.
@@ -31,7 +33,8 @@ func (s *images) cache() (Images, error) {
 	return s.Images, nil
 }
 
-// users are the workloads that name each image, by normalised reference.
+// users are the workloads that name each image, by normalised reference: in what is
+// declared, and in what serves or is gone back to.
 func (s *images) users() (map[string][]string, error) {
 	st, err := s.state()
 	if err != nil {
@@ -43,14 +46,22 @@ func (s *images) users() (map[string][]string, error) {
 	}
 	users := map[string][]string{}
 	for _, o := range objs {
-		ref := o.GetWorkload().GetSpec().GetImage()
-		if ref == "" {
+		if o.GetWorkload() == nil {
 			continue
 		}
-		if n, err := image.Normalise(ref); err == nil {
-			ref = n
+		standing, err := workload.StandingNow(st, o.GetMeta())
+		if err != nil {
+			return nil, err
 		}
-		users[ref] = append(users[ref], o.GetMeta().GetName())
+		for _, of := range append(standing, o) {
+			ref, name := of.GetWorkload().GetSpec().GetImage(), o.GetMeta().GetName()
+			if n, err := image.Normalise(ref); err == nil {
+				ref = n
+			}
+			if ref != "" && !slices.Contains(users[ref], name) {
+				users[ref] = append(users[ref], name)
+			}
+		}
 	}
 	return users, nil
 }
