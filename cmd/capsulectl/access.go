@@ -152,6 +152,23 @@ func methods() []method {
 	return all
 }
 
+// kindRoles are Apply and Delete of the kinds that ask for more than other kinds do.
+func kindRoles() []method {
+	var all []method
+	fields := (*capsulev1.Object)(nil).ProtoReflect().Descriptor().Oneofs().ByName("kind").Fields()
+	for i := range fields.Len() {
+		f := fields.Get(i)
+		role, _ := proto.GetExtension(f.Options(), capsulev1.E_KindRole).(capsulev1.Role)
+		if role == capsulev1.Role_ROLE_UNSPECIFIED {
+			continue
+		}
+		for _, name := range []string{"Apply", "Delete"} {
+			all = append(all, method{"Object", fmt.Sprintf("%s (kind %s)", name, f.Message().Name()), roleName(role), role})
+		}
+	}
+	return all
+}
+
 // roleName has a word also for calls that need no certificate.
 func roleName(role capsulev1.Role) string {
 	if role == capsulev1.Role_ROLE_NOBODY {
@@ -187,6 +204,10 @@ func rolesView(all []method) view {
 			order = append(order, m.Role)
 		}
 		byRole[m.Role] = append(byRole[m.Role], name)
+	}
+	for _, kind := range kindRoles() {
+		v.names, v.values = append(v.names, kind.Service+"."+kind.Method), append(v.values, kind)
+		byRole[kind.Role] = append(byRole[kind.Role], kind.Service+"."+kind.Method)
 	}
 	for _, role := range order {
 		v.below.rows = append(v.below.rows, []string{role, roleNotes[role]})

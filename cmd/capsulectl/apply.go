@@ -88,7 +88,7 @@ func applyOnOne(ctx context.Context, a *app, o ApplyOptions, objects []*capsulev
 		name := nameOf(r.GetObject().GetMeta())
 		v.names, v.values = append(v.names, name), append(v.values, r)
 		v.rows = append(v.rows, []string{name, outcomeText(r, o.DryRun)})
-		if o.DryRun && r.GetDiff() != "" {
+		if (o.DryRun || isConfiguration(r.GetObject())) && r.GetDiff() != "" {
 			v.text += fmt.Sprintf("%s\n%s\n", name, strings.TrimRight(r.GetDiff(), "\n"))
 		}
 	}
@@ -168,7 +168,7 @@ func (a *app) showApplied(results []*capsulev1.ApplyResult, dryRun bool) error {
 			continue
 		}
 		a.ui.printf("%s %s\n", nameOf(meta), outcomeText(r, dryRun))
-		if dryRun && r.GetDiff() != "" {
+		if (dryRun || isConfiguration(r.GetObject())) && r.GetDiff() != "" {
 			a.ui.printf("%s\n", strings.TrimRight(r.GetDiff(), "\n"))
 		}
 	}

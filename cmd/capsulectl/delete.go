@@ -54,6 +54,9 @@ func runDelete(ctx context.Context, a *app, o DeleteOptions, args []string) erro
 		if err != nil {
 			return err
 		}
+		if name == "" && kind == manifest.KindCapsule {
+			name = manifest.CapsuleName
+		}
 		if name == "" {
 			return &failure{exitUsage, errors.New("no name given"), "capsulectl delete KIND NAME"}
 		}

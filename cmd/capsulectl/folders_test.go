@@ -24,6 +24,7 @@ import (
 
 	capsulev1 "capsule/api/capsule/v1"
 	"capsule/api/manifest"
+	"capsule/internal/config"
 	"capsule/internal/image"
 	"capsule/internal/store"
 	"capsule/internal/volume"
@@ -411,17 +412,11 @@ func writeAll(path string, r io.Reader) error {
 func (v *folderVolumes) Pool() (*capsulev1.Pool, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return proto.CloneOf(v.pool), nil
-}
-
-func (v *folderVolumes) SetPool(overcommitMax uint32) (*capsulev1.Pool, error) {
-	v.mu.Lock()
-	v.pool.OvercommitMax = overcommitMax
-	if overcommitMax == 101 { // a test asks for a pool in trouble
+	spec, err := config.Spec(v.store)
+	if _, _, v.pool.OvercommitMax = manifest.PoolLimits(spec.GetPool()); v.pool.OvercommitMax == 101 { // a test asks for a pool in trouble
 		v.pool.Level, v.pool.Message = capsulev1.PoolLevel_POOL_LEVEL_WARN, "fills up; delete files, snapshots or volumes"
 	}
-	v.mu.Unlock()
-	return v.Pool()
+	return proto.CloneOf(v.pool), err
 }
 
 // Ready is when a machine's volumes are known; folders are from the start.

@@ -16,7 +16,8 @@ func newGetCommand(a *app) *cobra.Command {
 		Use:   "get [KIND [NAME] | KIND/NAME]",
 		Short: "Show what is declared and how it stands",
 		Long: `Shows all objects, those of one kind, or one. Kinds are container, microvm,
-volume, and workload, which is a container or a microvm.
+volume, capsule, which is the machine itself, and workload, which is a container or
+a microvm.
 
 -o yaml prints manifests that can be applied again; -o json prints all that the
 capsule knows.`,
@@ -63,7 +64,10 @@ func listing(kind string) reading {
 		if kind == manifest.KindVolume {
 			return listView(objects, noVolumes)
 		}
-		objects = slices.DeleteFunc(objects, isVolume)
+		if kind == manifest.KindCapsule {
+			return listView(objects, "the machine is as it comes; \"capsulectl apply -f FILE\" of kind Capsule configures it")
+		}
+		objects = slices.DeleteFunc(objects, func(o *capsulev1.Object) bool { return isVolume(o) || isConfiguration(o) })
 		return listView(objects, "no workloads; \"capsulectl apply -f FILE\" makes some")
 	}
 }

@@ -15,6 +15,7 @@ var kinds = map[string]string{
 	"container": "Container", "containers": "Container",
 	"microvm": "MicroVM", "microvms": "MicroVM",
 	"volume": manifest.KindVolume, "volumes": manifest.KindVolume,
+	"capsule": manifest.KindCapsule, "capsules": manifest.KindCapsule,
 	"workload": "", "workloads": "",
 }
 
@@ -24,7 +25,7 @@ func isVolume(o *capsulev1.Object) bool { return o.GetMeta().GetKind() == manife
 func parseKind(s string) (string, error) {
 	kind, ok := kinds[strings.ToLower(s)]
 	if !ok {
-		return "", &failure{exitUsage, fmt.Errorf("unknown kind %q", s), "kinds are container, microvm, volume, and workload (a container or a microvm)"}
+		return "", &failure{exitUsage, fmt.Errorf("unknown kind %q", s), "kinds are container, microvm, volume, capsule, and workload (a container or a microvm)"}
 	}
 	return kind, nil
 }
@@ -81,19 +82,28 @@ func joinState(state, message string) string {
 	return state + ": " + message
 }
 
-// objectView lists objects in every form, workloads before volumes. YAML is the
+// objectView lists objects in every form, workloads before volumes and those before
+// the machine itself. YAML is the
 // manifests, which can be applied again; JSON is all that the capsule knows.
 func objectView(objects []*capsulev1.Object, now time.Time) (view, error) {
 	slices.SortStableFunc(objects, func(a, b *capsulev1.Object) int {
 		return strings.Compare(a.GetMeta().GetName(), b.GetMeta().GetName())
 	})
-	volumes := slices.DeleteFunc(slices.Clone(objects), func(o *capsulev1.Object) bool { return !isVolume(o) })
-	workloads := slices.DeleteFunc(objects, isVolume)
-	v := view{columns: workloadColumns}
-	if len(volumes) > 0 {
-		v.below = &view{columns: volumeColumns}
+	place := func(o *capsulev1.Object) int {
+		switch {
+		case isVolume(o):
+			return 1
+		case isConfiguration(o):
+			return 2
+		}
+		return 0
 	}
-	for _, o := range append(workloads, volumes...) {
+	slices.SortStableFunc(objects, func(a, b *capsulev1.Object) int { return place(a) - place(b) })
+	v := view{columns: workloadColumns}
+	if len(objects) > 0 && place(objects[len(objects)-1]) > 0 {
+		v.below = &view{columns: volumeColumns, below: &view{columns: configurationColumns}}
+	}
+	for _, o := range objects {
 		document, err := manifest.Encode(o)
 		if err != nil {
 			return v, err
@@ -101,9 +111,12 @@ func objectView(objects []*capsulev1.Object, now time.Time) (view, error) {
 		v.yaml = append(v.yaml, document)
 		v.values = append(v.values, o)
 		v.names = append(v.names, nameOf(o.GetMeta()))
-		if isVolume(o) {
+		switch {
+		case isVolume(o):
 			v.below.rows = append(v.below.rows, volumeRow(o, now))
-		} else {
+		case isConfiguration(o):
+			v.below.below.rows = append(v.below.below.rows, configurationRow(o, now))
+		default:
 			v.rows = append(v.rows, workloadRow(o, now))
 		}
 	}

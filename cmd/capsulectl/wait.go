@@ -13,6 +13,7 @@ import (
 	grpcstatus "google.golang.org/grpc/status"
 
 	capsulev1 "capsule/api/capsule/v1"
+	"capsule/api/manifest"
 )
 
 // settle is how long a workload must go on running to count as started: many
@@ -26,18 +27,25 @@ const watchAgain = time.Second
 type target struct {
 	name, uid  string
 	generation uint64
-	volume     bool // and no workload, which may have the same name
+	kind       string // of others than workloads, which may have the same name
 }
 
 func targetOf(o *capsulev1.Object) target {
 	m := o.GetMeta()
-	return target{m.GetName(), m.GetUid(), m.GetGeneration(), isVolume(o)}
+	t := target{name: m.GetName(), uid: m.GetUid(), generation: m.GetGeneration()}
+	if o.GetWorkload() == nil {
+		t.kind = m.GetKind()
+	}
+	return t
 }
 
 // what is the target in a sentence: `workload "web"`.
 func (t target) what() string {
-	if t.volume {
+	switch t.kind {
+	case manifest.KindVolume:
 		return fmt.Sprintf("volume %q", t.name)
+	case manifest.KindCapsule:
+		return "the configuration of the capsule"
 	}
 	return fmt.Sprintf("workload %q", t.name)
 }
@@ -47,8 +55,11 @@ type goal func(t target, o *capsulev1.Object, deleted bool) (done bool, err erro
 
 // untilReady wants a workload to run, and a volume to be there for one.
 func untilReady(t target, o *capsulev1.Object, deleted bool) (bool, error) {
-	if t.volume {
+	switch t.kind {
+	case manifest.KindVolume:
 		return untilMade(t, o, deleted)
+	case manifest.KindCapsule:
+		return untilConfigured(t, o, deleted)
 	}
 	return untilRuns(t, o, deleted)
 }
@@ -196,7 +207,7 @@ func (a *app) waitReady(ctx context.Context, limit time.Duration, targets []targ
 	if ctx.Err() != nil {
 		return errs[0]
 	}
-	ran := slices.DeleteFunc(w.done, func(t target) bool { return t.volume })
+	ran := slices.DeleteFunc(w.done, func(t target) bool { return t.kind != "" })
 	if len(ran) > 0 {
 		pause(ctx, settle)
 	}
@@ -285,6 +296,12 @@ func describeObject(o *capsulev1.Object, generation uint64) string {
 			return ""
 		}
 		return joinState(volumePhaseName(s.GetPhase()), s.GetMessage())
+	}
+	if isConfiguration(o) {
+		if o.GetCapsule().GetStatus().GetGeneration() < generation {
+			return ""
+		}
+		return joinState(configurationState(o))
 	}
 	s := o.GetWorkload().GetStatus()
 	if s.GetGeneration() < generation {

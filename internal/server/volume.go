@@ -9,6 +9,8 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"google.golang.org/protobuf/proto"
+
 	capsulev1 "capsule/api/capsule/v1"
 	"capsule/api/manifest"
 	"capsule/internal/store"
@@ -36,7 +38,6 @@ type Volumes interface {
 	// Import calls end when it has read all of r, for what the client says of it.
 	Import(ctx context.Context, target *capsulev1.ImportTarget, r io.Reader, end func() (*capsulev1.ArchiveEnd, error)) (*capsulev1.Object, uint64, error)
 	Pool() (*capsulev1.Pool, error)
-	SetPool(overcommitMax uint32) (*capsulev1.Pool, error)
 }
 
 // Limits of exports and imports.
@@ -129,7 +130,20 @@ func (s *volumes) SetPool(ctx context.Context, req *capsulev1.SetPoolRequest) (*
 	if err != nil {
 		return nil, err
 	}
-	pool, err := m.SetPool(req.GetOvercommitMax())
+	err = s.configure(ctx, func(spec *capsulev1.CapsuleSpec) error {
+		if spec.Pool == nil {
+			spec.Pool = &capsulev1.PoolLimits{}
+		}
+		spec.Pool.Overcommit = max(req.GetOvercommitMax(), 1) // zero would be the default
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	pool, err := m.Pool()
+	if pool = proto.CloneOf(pool); pool != nil {
+		pool.OvercommitMax = req.GetOvercommitMax() // which holds in a moment
+	}
 	return &capsulev1.SetPoolResponse{Pool: pool}, err
 }
 

@@ -124,10 +124,6 @@ func (s *shelf) Import(_ context.Context, target *capsulev1.ImportTarget, r io.R
 
 func (s *shelf) Pool() (*capsulev1.Pool, error) { return s.pool, s.poolErr }
 
-func (s *shelf) SetPool(overcommitMax uint32) (*capsulev1.Pool, error) {
-	return &capsulev1.Pool{OvercommitMax: overcommitMax}, nil
-}
-
 func newVolumeBox(t *testing.T) (*box, *shelf) {
 	t.Helper()
 	s := newShelf()
