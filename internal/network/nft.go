@@ -35,7 +35,7 @@ func applyRules(chains []chain) error {
 			for _, t := range r {
 				exprs, err := kernelTerm(conn, table, t)
 				if err != nil {
-					return fmt.Errorf("make set %q: %w", t.text[:min(len(t.text), textMax)], err)
+					return fmt.Errorf("make set of rule %q: %w", t.text, err)
 				}
 				k.Exprs = append(k.Exprs, exprs...)
 			}
@@ -48,11 +48,8 @@ func applyRules(chains []chain) error {
 	return nil
 }
 
-// Bounds of one netlink attribute, and of a rule in an error.
-const (
-	elementsMax = 500
-	textMax     = 80
-)
+// elementsMax bounds one netlink attribute.
+const elementsMax = 500
 
 // kernelTerm adds the set of a term, if it has one, and returns its expressions.
 func kernelTerm(conn *nftables.Conn, table *nftables.Table, t term) ([]expr.Any, error) {

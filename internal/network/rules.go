@@ -58,7 +58,15 @@ type rule []term
 type term struct {
 	text  string
 	exprs []expr.Any
-	set   *set // of the expr.Lookup among them
+	set   *set // of the expr.Lookup among them; its elements stand behind the text
+}
+
+// String is the whole text.
+func (t term) String() string {
+	if t.set == nil {
+		return t.text
+	}
+	return t.text + " { " + strings.Join(t.set.words(), ", ") + " }"
 }
 
 // ruleset is the whole table, generated from desired state.
@@ -290,7 +298,7 @@ func render(chains []chain) string {
 		for _, r := range c.Rules {
 			words := make([]string, len(r))
 			for i, t := range r {
-				words[i] = t.text
+				words[i] = t.String()
 			}
 			fmt.Fprintf(&b, "\t\t%s\n", strings.Join(words, " "))
 		}

@@ -3,9 +3,9 @@ package network
 import (
 	"cmp"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -20,6 +20,7 @@ type set struct {
 	data     *nftables.SetDatatype // of a map
 	interval bool
 	elements []nftables.SetElement
+	words    func() []string // the elements as text, which nobody needs of thousands
 }
 
 // group is ports that differ in nothing but the port and where it leads.
@@ -124,11 +125,9 @@ func (g *group) dnat() term {
 		proto, address = unix.NFPROTO_IPV4, nftables.TypeIPAddr
 	}
 	nat := &expr.NAT{Type: expr.NATTypeDestNAT, Family: proto, RegAddrMin: 1}
-	s := &set{key: nftables.TypeInetService, data: &address, interval: g.keep}
-	var words []string
+	s := &set{key: nftables.TypeInetService, data: &address, interval: g.keep, words: g.leads}
 	if g.keep {
 		for _, r := range g.ports {
-			words = append(words, fmt.Sprintf("%s : %s", r, r.to))
 			s.elements = append(s.elements, span(r.key(), r.after(), r.to.AsSlice())...)
 		}
 	} else {
@@ -136,17 +135,36 @@ func (g *group) dnat() term {
 		nat.RegProtoMin, nat.Specified = unix.NFT_REG32_00+address.Bytes/4, true
 		both := nftables.MustConcatSetType(address, nftables.TypeInetService)
 		s.data = &both
+		g.each(func(r portRange, port, target uint16) {
+			value := append(r.to.AsSlice(), binaryutil.BigEndian.PutUint16(target)...)
+			s.elements = append(s.elements, nftables.SetElement{Key: binaryutil.BigEndian.PutUint16(port), Val: append(value, 0, 0)})
+		})
+	}
+	return term{text: fmt.Sprintf("dnat %s to %s dport map", header, g.protocol), set: s,
+		exprs: append(loadPort(g.protocol), &expr.Lookup{SourceRegister: 1, DestRegister: 1, IsDestRegSet: true}, nat)}
+}
+
+// leads says of each range, or of each port, where it leads.
+func (g *group) leads() (words []string) {
+	if g.keep {
 		for _, r := range g.ports {
-			for i := range r.last - r.first + 1 {
-				port, target := r.first+i, r.target+i
-				words = append(words, fmt.Sprintf("%d : %s . %d", port, r.to, target))
-				value := append(r.to.AsSlice(), binaryutil.BigEndian.PutUint16(target)...)
-				s.elements = append(s.elements, nftables.SetElement{Key: binaryutil.BigEndian.PutUint16(port), Val: append(value, 0, 0)})
-			}
+			words = append(words, fmt.Sprintf("%s : %s", r, r.to))
+		}
+		return words
+	}
+	g.each(func(r portRange, port, target uint16) {
+		words = append(words, fmt.Sprintf("%d : %s . %d", port, r.to, target))
+	})
+	return words
+}
+
+// each calls fn for each port with the one of the workload that it leads to.
+func (g *group) each(fn func(r portRange, port, target uint16)) {
+	for _, r := range g.ports {
+		for i := range r.last - r.first + 1 {
+			fn(r, r.first+i, r.target+i)
 		}
 	}
-	return term{text: fmt.Sprintf("dnat %s to %s dport map %s", header, g.protocol, braces(words)), set: s,
-		exprs: append(loadPort(g.protocol), &expr.Lookup{SourceRegister: 1, DestRegister: 1, IsDestRegSet: true}, nat)}
 }
 
 // String is "80" or "8000-8100".
@@ -176,41 +194,45 @@ func span(key, end, value []byte) []nftables.SetElement {
 	return s
 }
 
-func braces(words []string) string { return "{ " + strings.Join(words, ", ") + " }" }
+// texts are values as text.
+func texts[T fmt.Stringer](values []T) func() []string {
+	return func() (words []string) {
+		for _, v := range values {
+			words = append(words, v.String())
+		}
+		return words
+	}
+}
 
 // inSet matches what was loaded by the expressions.
-func inSet(text string, words []string, s *set, load ...expr.Any) term {
-	return term{text: text + " " + braces(words), set: s, exprs: append(load, &expr.Lookup{SourceRegister: 1})}
+func inSet(text string, s *set, load ...expr.Any) term {
+	return term{text: text, set: s, exprs: append(load, &expr.Lookup{SourceRegister: 1})}
 }
 
 // dports matches any of the ports.
 func dports(protocol string, ports []portRange) term {
-	s := &set{key: nftables.TypeInetService, interval: true}
-	var words []string
+	s := &set{key: nftables.TypeInetService, interval: true, words: texts(ports)}
 	for _, r := range ports {
-		words = append(words, r.String())
 		s.elements = append(s.elements, span(r.key(), r.after(), nil)...)
 	}
-	return inSet(protocol+" dport", words, s, loadPort(protocol)...)
+	return inSet(protocol+" dport", s, loadPort(protocol)...)
 }
 
 // addrIn matches an address within any of the networks, which have nothing in
 // common.
 func addrIn(field string, v4 bool, nets []netip.Prefix) term {
-	s := &set{key: nftables.TypeIP6Addr, interval: true}
+	s := &set{key: nftables.TypeIP6Addr, interval: true, words: texts(nets)}
 	if v4 {
 		s.key = nftables.TypeIPAddr
 	}
-	var words []string
 	for _, p := range nets {
-		words = append(words, p.String())
 		var end []byte
 		if a := lastAddr(p).Next(); a.IsValid() {
 			end = a.AsSlice()
 		}
 		s.elements = append(s.elements, span(p.Addr().AsSlice(), end, nil)...)
 	}
-	return inSet(headerName(v4)+" "+field, words, s, append(family(v4).exprs, addressField(field, v4))...)
+	return inSet(headerName(v4)+" "+field, s, append(family(v4).exprs, addressField(field, v4))...)
 }
 
 func lastAddr(p netip.Prefix) netip.Addr {
@@ -246,12 +268,13 @@ func ofFamily(v4 bool, nets []netip.Prefix) []netip.Prefix {
 
 // etherFrom matches what workloads send, whatever address they say it is from.
 func etherFrom(workloads []addresses) term {
+	var cards []net.HardwareAddr
 	s := &set{key: nftables.TypeEtherAddr}
-	var words []string
 	for _, a := range workloads {
-		words = append(words, a.hardware().String())
+		cards = append(cards, a.hardware())
 		s.elements = append(s.elements, nftables.SetElement{Key: a.hardware()})
 	}
-	return inSet("ether saddr", words, s, meta(expr.MetaKeyIIFTYPE), compare(expr.CmpOpEq, binaryutil.NativeEndian.PutUint16(unix.ARPHRD_ETHER)),
+	s.words = texts(cards)
+	return inSet("ether saddr", s, meta(expr.MetaKeyIIFTYPE), compare(expr.CmpOpEq, binaryutil.NativeEndian.PutUint16(unix.ARPHRD_ETHER)),
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseLLHeader, Offset: 6, Len: 6})
 }
