@@ -99,11 +99,20 @@ func ways(host, at string, before, after *capsulev1.CapsuleNetwork) []string {
 	return list
 }
 
+// where is what is said of the ways: " at 192.168.1.10:50000".
 func (n *confirmation) where() string {
 	if len(n.ways) == 0 {
-		return "wherever it is found"
+		return ""
 	}
-	return "at " + strings.Join(n.ways, " or ")
+	return " at " + strings.Join(n.ways, " or ")
+}
+
+// name is the capsule, without where it was.
+func (n *confirmation) name() string {
+	if name := n.app.client.context.Name; name != "" {
+		return fmt.Sprintf("capsule %q", name)
+	}
+	return "the capsule"
 }
 
 // back is when the network is as before.
@@ -111,8 +120,7 @@ func (n *confirmation) back() string { return n.until.Format("15:04:05") }
 
 func (n *confirmation) run(ctx context.Context) error {
 	defer n.line.end()
-	name := n.app.where()
-	n.line.set(fmt.Sprintf("%s tries its new network, and goes back at %s unless that is confirmed %s", name, n.back(), n.where()))
+	n.line.set(fmt.Sprintf("%s tries its new network, and goes back at %s unless that is confirmed%s", n.name(), n.back(), n.where()))
 	for time.Now().Before(n.until) {
 		host, err := n.round(ctx)
 		switch {
@@ -124,7 +132,7 @@ func (n *confirmation) run(ctx context.Context) error {
 		case settled(err):
 			return err
 		}
-		n.line.set(fmt.Sprintf("%s is not reached %s yet; its network goes back at %s", name, n.where(), n.back()))
+		n.line.set(fmt.Sprintf("%s is not reached%s yet; its network goes back at %s", n.name(), n.where(), n.back()))
 		pause(ctx, min(confirmEvery, time.Until(n.until)))
 	}
 	return n.gone(ctx)
@@ -237,17 +245,16 @@ func (n *confirmation) look(ctx context.Context) (string, error) {
 
 // gone ends in an error: the time is over, and nobody has confirmed.
 func (n *confirmation) gone(ctx context.Context) error {
-	hint := "that way has to lead to the capsule; another one is named with --confirm-at HOST"
-	n.line.set(fmt.Sprintf("waiting until %s is back with the network that it had", n.app.where()))
+	n.line.set(fmt.Sprintf("waiting until %s is back with the network that it had", n.name()))
 	for end := n.until.Add(backMax); time.Now().Before(end) && ctx.Err() == nil; pause(ctx, confirmEvery) {
 		_, err := n.look(ctx)
 		var f *failure
 		if errors.As(err, &f) {
-			f.err, f.hint = fmt.Errorf("%w; it was looked for %s", f.err, n.where()), hint
+			f.hint = "another host to confirm it at is named with --confirm-at"
 			return f
 		}
 	}
-	return &failure{exitNotReady, fmt.Errorf("the change of the network was not confirmed %s, and went back at %s; %s has not answered since", n.where(), n.back(), n.app.where()),
+	return &failure{exitNotReady, fmt.Errorf("%s was not reached%s; its network went back at %s, and it has not answered at %s since", n.name(), n.where(), n.back(), n.old),
 		"\"capsulectl discover\" shows where it is"}
 }
 

@@ -67,20 +67,42 @@ func (m arp) claims(a netip.Addr, ours net.HardwareAddr) bool {
 	return m.sender == a || m.operation == arpRequest && m.sender.IsUnspecified() && m.target == a
 }
 
+// announce tells all on a link that we have an address, so that nobody goes on with
+// whoever had it before.
+func announce(link string, a netip.Addr) error {
+	conn, ours, err := listenARP(link)
+	if err != nil {
+		return fmt.Errorf("announce %s on link %q: %w", a, link, err)
+	}
+	defer conn.Close()
+	message := arp{operation: arpRequest, hardware: [6]byte(ours), sender: a, target: a}.marshal()
+	if _, err := conn.WriteTo(message, everybody); err != nil {
+		return fmt.Errorf("announce %s on link %q: %w", a, link, err)
+	}
+	return nil
+}
+
+var everybody = &packet.Addr{HardwareAddr: net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}}
+
+// listenARP gives a socket on a link, and the link's address.
+func listenARP(link string) (*packet.Conn, net.HardwareAddr, error) {
+	i, err := net.InterfaceByName(link)
+	if err != nil {
+		return nil, nil, err
+	}
+	conn, err := packet.Listen(i, packet.Datagram, unix.ETH_P_ARP, nil)
+	return conn, i.HardwareAddr, err
+}
+
 // probe asks who on a link has an IPv4 address (RFC 5227), and gives the hardware
 // address of the first that says so; nil when nobody does.
 func probe(ctx context.Context, link string, a netip.Addr) (net.HardwareAddr, error) {
-	ours, err := net.InterfaceByName(link)
-	if err != nil {
-		return nil, err
-	}
-	conn, err := packet.Listen(ours, packet.Datagram, unix.ETH_P_ARP, nil)
+	conn, ours, err := listenARP(link)
 	if err != nil {
 		return nil, fmt.Errorf("ask on link %q who has %s: %w", link, a, err)
 	}
 	defer conn.Close()
-	question := arp{operation: arpRequest, hardware: [6]byte(ours.HardwareAddr), sender: netip.IPv4Unspecified(), target: a}.marshal()
-	everybody := &packet.Addr{HardwareAddr: net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}}
+	question := arp{operation: arpRequest, hardware: [6]byte(ours), sender: netip.IPv4Unspecified(), target: a}.marshal()
 	for i := range probes {
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -92,7 +114,7 @@ func probe(ctx context.Context, link string, a netip.Addr) (net.HardwareAddr, er
 		if i == probes-1 {
 			wait = probeWait
 		}
-		if who, err := claimant(conn, a, ours.HardwareAddr, time.Now().Add(wait)); who != nil || err != nil {
+		if who, err := claimant(conn, a, ours, time.Now().Add(wait)); who != nil || err != nil {
 			return who, err
 		}
 	}

@@ -182,7 +182,11 @@ func addStatic(ctx context.Context, l netlink.Link, p netip.Prefix, f *found) er
 			return nil
 		}
 	}
-	return netlink.AddrReplace(l, &netlink.Addr{IPNet: ipNet(p)})
+	err := netlink.AddrReplace(l, &netlink.Addr{IPNet: ipNet(p)})
+	if err != nil || p.Addr().Is6() {
+		return err
+	}
+	return announce(name, p.Addr())
 }
 
 // awaitDAD waits until the kernel knows whether the link's IPv6 addresses are its own.

@@ -76,6 +76,7 @@ func TestStatic(t *testing.T) {
 	d := run(t, t.TempDir())
 	d.has(t, soon, "192.168.77.50/24")
 	before := d.count()
+	l.knows(t, "192.168.77.5", net.HardwareAddr{2, 0, 0, 0, 0, 9}) // of a machine that had it
 
 	c := fixed(addresses("192.168.77.1", "fe80::1"), "192.168.77.5/24", "10.77.0.5/16", "fd77::5/64")
 	c.DNS, c.Domain = addresses("192.168.77.2"), "attic.example"
@@ -84,6 +85,7 @@ func TestStatic(t *testing.T) {
 	if !slices.Equal(s.DNS, c.DNS) || s.Domain != c.Domain || len(s.Conflicts)+len(s.Problems) > 0 || s.Message != "" {
 		t.Errorf("state %+v", s)
 	}
+	l.learns(t, "192.168.77.5", (*nettest.NS)(nil).Link(t, ourLink).Attrs().HardwareAddr)
 	if got, want := strings.Join(defaults(t), ", "), "192.168.77.1 (static), fe80::1 (static)"; got != want {
 		t.Errorf("default routes %s, want %s", got, want)
 	}
@@ -103,6 +105,31 @@ func TestStatic(t *testing.T) {
 	if len(l.Requests(asked, 1)) > 0 { // a discover
 		t.Error("the lease was forgotten")
 	}
+}
+
+// knows makes the neighbour think so of an address.
+func (l *lan) knows(t *testing.T, address string, hardware net.HardwareAddr) {
+	t.Helper()
+	err := l.ns.Handle.NeighSet(&netlink.Neigh{LinkIndex: l.ns.Link(t, lanLink).Attrs().Index, IP: net.ParseIP(address), HardwareAddr: hardware, State: netlink.NUD_REACHABLE})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (l *lan) learns(t *testing.T, address string, hardware net.HardwareAddr) {
+	t.Helper()
+	nettest.Eventually(t, soon, func() error {
+		all, err := l.ns.Handle.NeighList(l.ns.Link(t, lanLink).Attrs().Index, netlink.FAMILY_V4)
+		if err != nil {
+			return err
+		}
+		for _, n := range all {
+			if n.IP.String() == address && slices.Equal(n.HardwareAddr, hardware) {
+				return nil
+			}
+		}
+		return fmt.Errorf("the neighbour knows %v, want %s at %s", all, address, hardware)
+	})
 }
 
 // The address that DHCP gave becomes one for good, and outlives its lease.

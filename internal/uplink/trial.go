@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/vishvananda/netlink"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -51,6 +52,7 @@ type Trials struct {
 
 	store    *store.Store
 	onChange func()
+	ours     func(netlink.Link) bool
 	log      *slog.Logger
 	wake     chan struct{}
 
@@ -79,14 +81,18 @@ type trial struct {
 // TrialOptions of OpenTrials.
 type TrialOptions struct {
 	Store    *store.Store
-	OnChange func() // called when Status may have changed, with nothing locked; nil: nobody
+	OnChange func()                  // called when Status may have changed, with nothing locked; nil: nobody
+	Select   func(netlink.Link) bool // links that are uplinks, default all wired Ethernet
 	Log      *slog.Logger
 }
 
 // OpenTrials begins with the network that was confirmed last. A change that was tried
 // when the daemon ended is taken back.
 func OpenTrials(ctx context.Context, o TrialOptions) (*Trials, error) {
-	t := &Trials{store: o.Store, onChange: o.OnChange, log: o.Log, wake: make(chan struct{}, 1)}
+	t := &Trials{store: o.Store, onChange: o.OnChange, ours: o.Select, log: o.Log, wake: make(chan struct{}, 1)}
+	if t.ours == nil {
+		t.ours = wired
+	}
 	if t.onChange == nil {
 		t.onChange = func() {}
 	}
@@ -134,7 +140,7 @@ func (t *Trials) Look(ctx context.Context, n *v1.CapsuleNetwork) ([]string, erro
 	if err != nil || manifest.SameNetwork(n, declared) {
 		return nil, err
 	}
-	return look(ctx, ConfigOf(n), wired)
+	return look(ctx, ConfigOf(n), t.ours)
 }
 
 // Admit lets one change of the network be declared at a time, and writes down with it

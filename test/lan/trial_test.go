@@ -118,12 +118,13 @@ func (c *tried) start(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	ours := func(l netlink.Link) bool { return l.Attrs().Name == uplinkName }
 	var configured *config.Config
 	trials, err := uplink.OpenTrials(t.Context(), uplink.TrialOptions{Store: st, OnChange: func() {
 		if configured != nil {
 			configured.Wake()
 		}
-	}, Log: quiet})
+	}, Select: ours, Log: quiet})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -155,8 +156,7 @@ func (c *tried) start(t *testing.T) {
 		func() error { return configured.Run(ctx) },
 		func() error {
 			return uplink.Run(ctx, uplink.Options{
-				Settings: trials.Settings, RunDir: filepath.Join(c.dir, "run"), Log: quiet,
-				Select: func(l netlink.Link) bool { return l.Attrs().Name == uplinkName },
+				Settings: trials.Settings, RunDir: filepath.Join(c.dir, "run"), Log: quiet, Select: ours,
 				OnChange: func(s uplink.State) {
 					var links []mdns.Link
 					for _, l := range s.Links {
@@ -256,6 +256,9 @@ func TestTrialConfirmed(t *testing.T) {
 	_, errs, exit := c.laptop.run(t, "", "apply", "-f", c.declares(t, "192.168.70.1/24", "192.168.70.2"))
 	if exit != 1 || !strings.Contains(errs, "address 192.168.70.1 of link \"up0\" is taken by another machine") {
 		t.Errorf("the router's address: exit %d", exit)
+	}
+	if out := c.laptop.must(t, "", "events"); strings.Contains(out, "network-tried") {
+		t.Error("it was tried")
 	}
 	c.at(t, leased)
 
