@@ -1,12 +1,14 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"testing"
 
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/encoding/protowire"
 
 	v1 "capsule/api/capsule/v1"
 )
@@ -90,5 +92,27 @@ func TestEdit(t *testing.T) {
 	obj, err := s.Get("Capsule", "capsule")
 	if err != nil || obj.GetCapsule().GetSpec().GetHostname() != "cellar" || obj.GetMeta().GetGeneration() != 2 {
 		t.Errorf("in the end it is %v, %v", obj, err)
+	}
+}
+
+// What a newer capsule declared is edited by an older one, and kept.
+func TestEditOfUnknown(t *testing.T) {
+	s, _ := openTemp(t)
+	newer := protowire.AppendVarint(protowire.AppendTag(nil, 1000, protowire.VarintType), 1)
+	if _, err := s.Edit(t.Context(), "Capsule", "capsule", func(obj *v1.Object) error {
+		err := rename("attic")(obj)
+		obj.GetCapsule().Spec.ProtoReflect().SetUnknown(newer)
+		return err
+	}, nil); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"attic", "cellar"} {
+		result, err := s.Edit(t.Context(), "Capsule", "capsule", rename(name), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if spec := result.GetObject().GetCapsule().GetSpec(); spec.GetHostname() != name || !bytes.Equal(spec.ProtoReflect().GetUnknown(), newer) {
+			t.Errorf("it is %v", spec)
+		}
 	}
 }

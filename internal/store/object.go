@@ -128,7 +128,7 @@ func (s *Store) Apply(ctx context.Context, objs []*v1.Object, dryRun bool, check
 		var changes []Change
 		v := view{tx: tx, old: map[string]*v1.Object{}, renewed: &[]*v1.Object{}}
 		for _, obj := range objs {
-			result, change, err := applyOne(v, obj)
+			result, change, err := applyKnown(v, obj)
 			if err != nil {
 				return nil, fmt.Errorf("apply %s %q: %w", strings.ToLower(obj.Meta.Kind), obj.Meta.Name, err)
 			}
@@ -186,14 +186,19 @@ func checkAll(v view, results []*v1.ApplyResult, check func(View, []*v1.Object) 
 	return check(v, objs)
 }
 
+// applyKnown is applyOne of what somebody else has made, who may be newer than this
+// capsule. What is in the store already is kept, known or not.
+func applyKnown(v view, in *v1.Object) (*v1.ApplyResult, []Change, error) {
+	if hasUnknown(specOf(in).ProtoReflect()) {
+		return nil, nil, fmt.Errorf("the spec has fields that this capsule does not know: update the capsule first: %w", errdefs.ErrInvalidArgument)
+	}
+	return applyOne(v, in)
+}
+
 // applyOne writes one object. An object on its way out is replaced by a new
 // one of the same name: the loop removes what is left of the old first.
 func applyOne(v view, in *v1.Object) (*v1.ApplyResult, []Change, error) {
-	spec := specOf(in)
-	if hasUnknown(spec.ProtoReflect()) {
-		return nil, nil, fmt.Errorf("the spec has fields that this capsule does not know: update the capsule first: %w", errdefs.ErrInvalidArgument)
-	}
-	if size := proto.Size(spec); size > SpecMaxBytes {
+	if size := proto.Size(specOf(in)); size > SpecMaxBytes {
 		return nil, nil, fmt.Errorf("the spec has %d bytes, at most %d are kept: %w", size, SpecMaxBytes, errdefs.ErrResourceExhausted)
 	}
 	kind := in.Meta.Kind
