@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	yaml "go.yaml.in/yaml/v4"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -189,6 +190,7 @@ func TestManualNetworks(t *testing.T) {
 	quotes(t, "networking.md", []string{
 		fmt.Sprintf("| ports of a workload, a range counted once | %d |", portsMax),
 		fmt.Sprintf("| ports of a workload in ranges that lead to other numbers | %d |", shiftedMax),
+		fmt.Sprintf("| a changed network that nobody confirms | %d minute |", TrialMax/time.Minute),
 	})
 }
 
