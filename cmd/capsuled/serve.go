@@ -23,6 +23,7 @@ import (
 
 	"capsule/internal/audit"
 	"capsule/internal/clock"
+	"capsule/internal/config"
 	"capsule/internal/container"
 	"capsule/internal/identity"
 	"capsule/internal/image"
@@ -33,6 +34,7 @@ import (
 	"capsule/internal/microvm"
 	"capsule/internal/network"
 	"capsule/internal/qemu"
+	"capsule/internal/secret"
 	"capsule/internal/server"
 	"capsule/internal/store"
 	"capsule/internal/update"
@@ -67,6 +69,7 @@ type daemon struct {
 	conn      *grpc.ClientConn
 	images    *image.Store
 	volumes   *volume.Manager // nil in recovery mode
+	secrets   *secret.Book    // nil in recovery mode
 	kept      chan struct{}   // closed once volumes are usable
 	loop      atomic.Pointer[workload.Loop]
 	looping   chan struct{} // closed once the loop is there
@@ -76,6 +79,8 @@ type daemon struct {
 	trials    *uplink.Trials // of the machine's own network; nil when nothing is declared
 	audit     *audit.Log     // nil where none can be kept
 	found     *discovery
+	config    *config.Config // nil in recovery mode
+	timing    chan struct{}  // the time servers are others
 	filtered  chan struct{} // closed once making the network was tried
 
 	announced atomic.Bool // process 1 knows that all works
@@ -87,11 +92,12 @@ type daemon struct {
 func serve(ctx context.Context) error {
 	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stdout, nil)))
 	m := newMachine()
-	d := &daemon{machine: m, filtered: make(chan struct{}), looping: make(chan struct{}), kept: make(chan struct{})}
+	d := &daemon{machine: m, filtered: make(chan struct{}), looping: make(chan struct{}), kept: make(chan struct{}), timing: make(chan struct{}, 1)}
 	d.openStore()
 	if d.store != nil {
 		defer d.store.Close()
 	}
+	d.declared()
 	d.openTrials(ctx)
 	if err := d.connect(); err != nil {
 		return err
@@ -126,6 +132,8 @@ func serve(ctx context.Context) error {
 		go d.watchMachine(life)
 		go d.watchUpdate(life)
 		go d.keepVolumes(life)
+		go d.keepConfigured(life)
+		go d.openSecrets(life)
 		go func() {
 			if err := d.workloads(life); err != nil {
 				failed <- fmt.Errorf("run workloads: %w", err)
@@ -142,7 +150,7 @@ func serve(ctx context.Context) error {
 	silenced := make(chan struct{})
 	go func() { defer close(silenced); repeat(life, "discovery", d.found.Run) }()
 	go repeat(life, "clock", func(ctx context.Context) error {
-		return clock.Run(ctx, clock.Options{Servers: m.timeServers, OnSync: func() { m.update(func(*shown) {}) }, OnStep: d.noteStep})
+		return clock.Run(ctx, clock.Options{Servers: d.timeServers, Again: d.timing, OnSync: func() { m.update(func(*shown) {}) }, OnStep: d.noteStep})
 	})
 	select {
 	case err := <-failed:
@@ -228,7 +236,7 @@ func (d *daemon) openTrials(ctx context.Context) {
 		return
 	}
 	var err error
-	if d.trials, err = uplink.OpenTrials(ctx, uplink.TrialOptions{Store: d.store, Log: slog.Default()}); err != nil {
+	if d.trials, err = uplink.OpenTrials(ctx, uplink.TrialOptions{Store: d.store, OnChange: d.reconfigured, Log: slog.Default()}); err != nil {
 		slog.Error("read the network that is declared; addresses come by DHCP", "error", err)
 	}
 }
@@ -291,7 +299,7 @@ func (d *daemon) api() (*grpc.Server, net.Listener, *pulse, error) {
 
 // newServer makes the API of all parts that there are in this mode.
 func (d *daemon) newServer(id *identity.Identity) (*grpc.Server, error) {
-	config, err := id.ServerTLS(d.machine.name)
+	config, err := id.ServerTLS(d.machine.called())
 	if err != nil {
 		return nil, err
 	}
@@ -309,7 +317,10 @@ func (d *daemon) newServer(id *identity.Identity) (*grpc.Server, error) {
 	if d.machine.normal() {
 		book := image.NewRegistryBook(d.store.Bucket("registries"))
 		d.images = image.Open(d.client, book)
+		d.secrets = secret.Open(d.store, secret.KeyFile, nil)
+		o.Secrets = d.secrets
 		d.volumes = volume.New(volume.Options{Store: d.store, Content: d.images, Freed: d.freed, Log: slog.Default()})
+		d.configure()
 		o.Traffic, o.Room, o.MachineMemory = d.traffic, room, microvm.Memory
 		o.Registries, o.Images, o.Runtime, o.Volumes = book, patientImages{d.images, d}, patientRuntime{d}, patientVolumes{d.volumes, d}
 	}
@@ -321,9 +332,10 @@ func (d *daemon) workloads(ctx context.Context) error {
 	var n *network.Network
 	first := true
 	repeat(ctx, "network", func(context.Context) (err error) {
-		n, err = network.New(network.Options{Store: d.store.Bucket("network"), Hostname: d.machine.name, Log: slog.Default()})
+		n, err = network.New(network.Options{Store: d.store.Bucket("network"), Hostname: d.machine.called(), Log: slog.Default()})
 		if err == nil {
 			d.network.Store(n)
+			err = n.SetHostname(d.machine.called()) // it may have been renamed meanwhile
 			d.upstreams(d.machine.uplink())
 		}
 		if first {
@@ -336,7 +348,7 @@ func (d *daemon) workloads(ctx context.Context) error {
 		return nil //nolint:nilerr // the end that was asked for is no failure
 	}
 	loop := workload.NewLoop(workload.LoopOptions{
-		Store: d.store, Images: d.images, Network: n, Volumes: d.volumes, LogDir: logs.Dir, Mark: logs.Mark, DropLog: logs.Remove,
+		Store: d.store, Images: d.images, Network: n, Volumes: d.volumes, Secrets: d.secrets, LogDir: logs.Dir, Mark: logs.Mark, DropLog: logs.Remove,
 		Drivers: d.drivers(ctx),
 	})
 	d.volumes.SetGuests(loop)
@@ -370,6 +382,15 @@ func (d *daemon) keepVolumes(ctx context.Context) {
 	close(d.kept)
 	d.freed("")
 	repeat(ctx, "volumes", d.volumes.Run)
+}
+
+// openSecrets opens the machine's key, as often as it takes: what can't be started
+// without it waits.
+func (d *daemon) openSecrets(ctx context.Context) {
+	repeat(ctx, "secrets", func(context.Context) error { return d.secrets.Unlock() })
+	if loop := d.loop.Load(); loop != nil && ctx.Err() == nil {
+		loop.SecretChanged("")
+	}
 }
 
 // freed has the workloads looked at that wait for a volume, or for any when it is
@@ -411,7 +432,7 @@ func (d *daemon) uplinks(ctx context.Context) {
 	case <-ctx.Done():
 		return
 	}
-	o := uplink.Options{Hostname: d.machine.name, Log: slog.Default(), OnChange: func(s uplink.State) {
+	o := uplink.Options{Hostname: d.machine.called, Log: slog.Default(), OnChange: func(s uplink.State) {
 		d.machine.setUplink(s)
 		d.found.on(s)
 		d.upstreams(s)

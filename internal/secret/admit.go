@@ -6,8 +6,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/containerd/errdefs"
-
 	v1 "capsule/api/capsule/v1"
 	"capsule/api/manifest"
 	"capsule/internal/store"
@@ -125,16 +123,4 @@ func restarts(obj *v1.Object) bool {
 func startsAnew(tx store.View, obj *v1.Object) bool {
 	old := tx.Old(obj)
 	return old == nil || old.GetMeta().GetGeneration() != obj.GetMeta().GetGeneration()
-}
-
-// InUse refuses, as for a deletion, when workloads name a Secret.
-func InUse(tx store.View, name string) error {
-	all, err := tx.List("")
-	if err != nil {
-		return err
-	}
-	if users := Users(all, name); len(users) > 0 {
-		return fmt.Errorf("secret %q is used by %s; change or delete that first: %w", name, strings.Join(users, ", "), errdefs.ErrFailedPrecondition)
-	}
-	return nil
 }

@@ -3,6 +3,7 @@ package secret
 import (
 	"bytes"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -90,11 +91,16 @@ func valuesOf(spec *v1.SecretSpec) map[string][]byte {
 
 // Unlock makes the secrets ready after a start: it opens the machine's key, binds it
 // to a TPM that has come since, and forgets keys that nothing needs any more. It is
-// called again after an error, and harms nothing when it is cut off.
+// called again after an error, and harms nothing when it is cut off. What is lost for
+// good is no error.
 func (b *Book) Unlock() error {
 	b.sealing.Lock()
 	defer b.sealing.Unlock()
 	rebound, err := b.keys.rebind()
+	if errors.Is(err, errDamaged) {
+		slog.Error("secrets can't be opened, and are to be declared again", "error", err)
+		return nil
+	}
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package secret
 
 import (
+	"bytes"
 	"slices"
 	"strings"
 
@@ -25,6 +26,25 @@ func Hide(obj *v1.Object) *v1.Object {
 		Meta: proto.CloneOf(obj.GetMeta()),
 		Kind: &v1.Object_Secret{Secret: &v1.Secret{Spec: shown, Status: secret.GetStatus()}},
 	}
+}
+
+// Changed is shown in the place of a value that differs from the one before.
+const Changed = "(changed)"
+
+// Compared gives two states of an object so that their difference can be shown: of a
+// Secret which values differ, and not how. Either may be nil.
+func Compared(old, obj *v1.Object) (shownOld, shown *v1.Object) {
+	if old != nil {
+		shownOld = Hide(old)
+	}
+	shown = Hide(obj)
+	before := old.GetSecret().GetSealed().GetValues()
+	for key, value := range obj.GetSecret().GetSealed().GetValues() {
+		if was, found := before[key]; found && !bytes.Equal(was, value) {
+			shown.GetSecret().Spec.Data[key] = Changed
+		}
+	}
+	return shownOld, shown
 }
 
 // Show is Hide for many, with who uses each Secret and whether it can be opened.
@@ -63,7 +83,7 @@ func Users(objs []*v1.Object, name string) []string {
 		}
 	}
 	slices.Sort(users)
-	return users
+	return slices.Compact(users)
 }
 
 // Refs are the values that a workload names, "SECRET/KEY", sorted, each once.

@@ -48,6 +48,9 @@ func (s *capsule) Info(context.Context, *capsulev1.InfoRequest) (*capsulev1.Info
 	if s.Updates != nil {
 		info.Tentative = s.Updates.Tentative()
 	}
+	if s.Secrets != nil {
+		info.Secrets = s.Secrets.State()
+	}
 	if s.Volumes != nil {
 		var err error
 		if info.Pool, err = s.Volumes.Pool(); err != nil && !errdefs.IsUnavailable(err) {

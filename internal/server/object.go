@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/containerd/errdefs"
 
 	capsulev1 "capsule/api/capsule/v1"
 	"capsule/api/manifest"
 	"capsule/internal/network"
+	"capsule/internal/secret"
 	"capsule/internal/store"
 	"capsule/internal/workload"
 )
@@ -21,7 +23,7 @@ type objects struct {
 }
 
 // kinds that can be asked for.
-var kinds = []string{"", manifest.KindContainer, manifest.KindMicroVM, manifest.KindVolume}
+var kinds = []string{"", manifest.KindContainer, manifest.KindMicroVM, manifest.KindVolume, manifest.KindSecret, manifest.KindCapsule}
 
 // errNoState is the answer in recovery mode when not even a copy can be read.
 var errNoState = fmt.Errorf("what was declared can't be read: %w", errdefs.ErrFailedPrecondition)
@@ -43,9 +45,11 @@ func (o *Options) wake(name string) {
 
 // wakeObject tells the loop that looks after an object.
 func (o *Options) wakeObject(kind, name string) {
-	if kind != manifest.KindVolume {
+	switch {
+	case kind == manifest.KindCapsule, kind == manifest.KindSecret: // who uses them follows the store
+	case kind != manifest.KindVolume:
 		o.wake(name)
-	} else if o.Volumes != nil {
+	case o.Volumes != nil:
 		o.Volumes.Wake(name)
 	}
 }
@@ -66,6 +70,9 @@ func (s *objects) Apply(ctx context.Context, req *capsulev1.ApplyRequest) (*caps
 	if len(objs) == 0 || len(objs) > manifest.MaxObjects {
 		return nil, fmt.Errorf("apply takes 1 to %d objects, not %d: %w", manifest.MaxObjects, len(objs), errdefs.ErrInvalidArgument)
 	}
+	if err := s.mayDeclare(ctx, kindsOf(objs)...); err != nil {
+		return nil, err
+	}
 	notes, err := s.check(objs)
 	if err != nil {
 		return nil, err
@@ -80,8 +87,8 @@ func (s *objects) Apply(ctx context.Context, req *capsulev1.ApplyRequest) (*caps
 		return nil, err
 	}
 	var old []*capsulev1.Object
-	var admitted, awaited, large map[string][]string
-	results, err := st.Apply(ctx, objs, req.GetDryRun(), func(tx store.View, objs []*capsulev1.Object) error {
+	var admitted, awaited, large, secrets map[string][]string
+	check := func(tx store.View, objs []*capsulev1.Object) error {
 		for _, o := range objs {
 			old = append(old, tx.Old(o))
 		}
@@ -97,6 +104,17 @@ func (s *objects) Apply(ctx context.Context, req *capsulev1.ApplyRequest) (*caps
 			admitted, refused = s.Volumes.Admit(tx, objs)
 			err = errors.Join(err, refused)
 		}
+		if err != nil {
+			return err
+		}
+		if secrets, err = s.admitSecrets(tx, objs); err != nil {
+			return err
+		}
+		return workload.Record(tx, objs, caller(ctx), time.Now())
+	}
+	var results []*capsulev1.ApplyResult
+	err = s.seal(objs, req.GetDryRun(), func() (err error) {
+		results, err = st.Apply(ctx, objs, req.GetDryRun(), check)
 		return err
 	})
 	if err != nil {
@@ -104,12 +122,13 @@ func (s *objects) Apply(ctx context.Context, req *capsulev1.ApplyRequest) (*caps
 	}
 	for i, r := range results {
 		meta := r.GetObject().GetMeta()
-		r.Diff = manifest.Diff(old[i], r.GetObject())
-		r.Warnings = slices.Concat(r.Warnings, notes[i], looked[i], admitted[meta.GetUid()], awaited[meta.GetUid()], large[meta.GetUid()], s.warnings(r.GetObject()))
+		r.Diff = difference(old[i], r.GetObject())
+		r.Warnings = slices.Concat(r.Warnings, notes[i], looked[i], admitted[meta.GetUid()], awaited[meta.GetUid()], large[meta.GetUid()], secrets[meta.GetUid()], triedAgain(old[i], r), s.warnings(r.GetObject()))
 		if !req.GetDryRun() {
 			s.wakeObject(meta.GetKind(), meta.GetName())
 			s.tryNetwork(r)
 		}
+		r.Object = secret.Hide(r.GetObject())
 	}
 	return &capsulev1.ApplyResponse{Results: results}, nil
 }
@@ -134,6 +153,10 @@ func (s *objects) check(objs []*capsulev1.Object) (notes [][]string, err error) 
 func (s *objects) lacks(o *capsulev1.Object) string {
 	kind := o.GetMeta().GetKind()
 	switch {
+	case kind == manifest.KindCapsule:
+	case kind == manifest.KindSecret && s.Secrets == nil:
+		return "secrets are"
+	case kind == manifest.KindSecret:
 	case kind != manifest.KindVolume && !slices.Contains(s.Kinds, kind):
 		return "kind " + kind + " is"
 	case needsVolumes(o) && s.Volumes == nil:
@@ -167,7 +190,10 @@ func portConflicts(tx store.View, objs []*capsulev1.Object) error {
 			held = append(held, workload.Ports(o)...)
 		}
 	}
-	return network.Conflicts(append(held, wanted...))
+	if err := network.Conflicts(append(held, wanted...)); err != nil {
+		return err
+	}
+	return standingConflicts(tx, all, asked, wanted)
 }
 
 // warnings are what is right and yet may surprise.
@@ -192,6 +218,9 @@ func (s *objects) Get(_ context.Context, req *capsulev1.GetRequest) (*capsulev1.
 	if err != nil {
 		return nil, err
 	}
+	if obj, err = s.showOne(obj); err != nil {
+		return nil, err
+	}
 	return &capsulev1.GetResponse{Object: obj}, nil
 }
 
@@ -207,6 +236,9 @@ func (s *objects) List(_ context.Context, req *capsulev1.ListRequest) (*capsulev
 	if err != nil {
 		return nil, err
 	}
+	if objs, err = s.show(objs...); err != nil {
+		return nil, err
+	}
 	return &capsulev1.ListResponse{Objects: objs}, nil
 }
 
@@ -218,8 +250,17 @@ func (s *objects) Delete(ctx context.Context, req *capsulev1.DeleteRequest) (*ca
 	if err := checkKind(req.GetKind()); err != nil {
 		return nil, err
 	}
+	if err := s.mayDeclare(ctx, req.GetKind()); err != nil {
+		return nil, err
+	}
+	if req.GetKind() == manifest.KindCapsule {
+		return nil, errOneMachine
+	}
 	if req.GetKind() == manifest.KindVolume {
 		return &capsulev1.DeleteResponse{}, s.deleteVolume(ctx, st, req.GetName())
+	}
+	if req.GetKind() == manifest.KindSecret {
+		return &capsulev1.DeleteResponse{}, s.deleteSecret(st, req.GetName())
 	}
 	if err := st.Delete(req.GetKind(), req.GetName()); err != nil {
 		return nil, err
@@ -241,8 +282,11 @@ func (s *objects) Watch(req *capsulev1.WatchRequest, out capsulev1.ObjectService
 		return err
 	}
 	for c := range changes {
-		err := out.Send(&capsulev1.WatchResponse{Object: c.Object, Deleted: c.Deleted, Synced: c.Synced})
+		shown, err := s.showOne(c.Object)
 		if err != nil {
+			return err
+		}
+		if err := out.Send(&capsulev1.WatchResponse{Object: shown, Deleted: c.Deleted, Synced: c.Synced}); err != nil {
 			return err
 		}
 	}

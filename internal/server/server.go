@@ -24,6 +24,7 @@ import (
 	"capsule/internal/logs"
 	"capsule/internal/network"
 	"capsule/internal/quota"
+	"capsule/internal/secret"
 	"capsule/internal/store"
 	"capsule/internal/token"
 	"capsule/internal/uplink"
@@ -56,6 +57,8 @@ type Options struct {
 	Registries *image.RegistryBook
 	Runtime    Runtime
 	Volumes    Volumes
+	// Secrets is nil in recovery mode.
+	Secrets *secret.Book
 	// Network tries changes of the machine's network; nil where there are none.
 	Network *uplink.Trials
 	// Traffic of workloads over their links, by name; nil where none is counted.

@@ -33,6 +33,7 @@ import (
 	"capsule/internal/identity"
 	"capsule/internal/image"
 	"capsule/internal/logs"
+	"capsule/internal/secret"
 	"capsule/internal/store"
 	"capsule/internal/workload"
 )
@@ -202,7 +203,8 @@ func boxOf(t *testing.T, dir string, change func(*Options)) *box {
 	}}
 	o := Options{
 		TLS: config, Identity: id, Store: st, Registries: image.NewRegistryBook(st.Bucket("registries")), Runtime: hostDriver{root: dir}, Updates: &fetchingUpdates{},
-		Kinds: []string{"Container"}, Machine: b.machine, Log: slog.New(slog.NewTextHandler(b.log, nil)),
+		Secrets: secret.Open(st, filepath.Join(dir, "secret.keys"), noTPM),
+		Kinds:   []string{"Container"}, Machine: b.machine, Log: slog.New(slog.NewTextHandler(b.log, nil)),
 		LogDir: func(name string) string { return filepath.Join(b.logs, name) },
 	}
 	if err := os.Mkdir(b.logs, 0o755); err != nil { // as the machine makes it
