@@ -9,7 +9,7 @@ COMMIT_UNIX := $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 0.0.0-dev)
 LDFLAGS := -s -w -X capsule/internal/version.Version=$(VERSION) -X capsule/internal/version.BuildUnix=$(COMMIT_UNIX)
 # Packages that `make deps` installs on Debian 12+ and Ubuntu 24.04+.
-PACKAGES := qemu-system-x86 qemu-utils dosfstools e2fsprogs erofs-utils ca-certificates git gcc libc6-dev debian-archive-keyring swtpm
+PACKAGES := qemu-system-x86 qemu-utils dosfstools e2fsprogs erofs-utils ca-certificates curl openssl git gcc libc6-dev debian-archive-keyring swtpm
 CORE := ./internal/workload ./internal/store ./internal/reconcile ./internal/network ./internal/image
 
 -include image/image.mk

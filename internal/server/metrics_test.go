@@ -3,6 +3,7 @@ package server
 import (
 	"crypto/tls"
 	"encoding/json"
+	"fmt"
 	"io"
 	"maps"
 	"net/http"
@@ -20,8 +21,10 @@ import (
 
 	capsulev1 "capsule/api/capsule/v1"
 	"capsule/internal/contexts"
+	"capsule/internal/event"
 	"capsule/internal/identity"
 	"capsule/internal/network"
+	"capsule/internal/token"
 )
 
 // browser is a client of HTTP with a certificate of a role, or none.
@@ -150,6 +153,24 @@ func TestMetricsWithoutState(t *testing.T) {
 	}
 }
 
+// TestManualQuotesLimits checks what the manual says of limits.
+func TestManualQuotesLimits(t *testing.T) {
+	text, err := os.ReadFile("../../docs/observability.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range []string{
+		fmt.Sprintf("| events that are kept | %d, each", event.Max),
+		fmt.Sprintf("| tokens | %d |", token.Max),
+		fmt.Sprintf("| scrapes at once | %d |", scrapesAtOnce),
+		fmt.Sprintf("| connections without a certificate | %d, of one address %d;", strangersMax, strangersOfOne),
+	} {
+		if !strings.Contains(string(text), row) {
+			t.Errorf("docs/observability.md lacks %q", row)
+		}
+	}
+}
+
 var metricName = regexp.MustCompile(`capsule_[a-z_]*`)
 
 // pooled are metrics that a test's capsule has none of: it has no disk.
@@ -187,7 +208,7 @@ func TestExamplesNameRealMetrics(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, name := range metricName.FindAllString(string(manual), -1) {
-		if !told[name] && name != "capsule_" && name != "capsule_workload_" {
+		if !told[name] && !slices.Contains([]string{"capsule_", "capsule_workload_", "capsule_volume_"}, name) {
 			t.Errorf("the manual names %s, which is none", name)
 		}
 	}

@@ -4,22 +4,50 @@ package machine
 
 import (
 	"bytes"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
+
+	"capsule/internal/contexts"
 )
 
 // block is a fenced block of a page: yaml becomes a file named by its first
 // line, console is run.
 var block = regexp.MustCompile("(?ms)^```(console|yaml)\n(.*?)^```$")
 
-// TestManual runs every command of the pages as their reader would.
+// elsewhere are pages whose commands other tests run.
+var elsewhere = []string{"updates.md"}
+
+// example is the address that the manual has for a capsule.
+const example = "192.168.1.20:50000"
+
+// TestManual runs every command of the pages as their reader would: of all that have
+// a manifest in them.
 func TestManual(t *testing.T) {
-	for _, page := range []string{"getting-started.md", "workloads.md", "networking.md", "volumes.md"} {
-		t.Run(page, func(t *testing.T) { runPage(t, page) })
+	pages, err := filepath.Glob(filepath.Join(repository, "docs/*.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ran := 0
+	for _, page := range pages {
+		text, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if name := filepath.Base(page); bytes.Contains(text, []byte("\n```yaml\n# ")) && !slices.Contains(elsewhere, name) {
+			ran++
+			t.Run(name, func(t *testing.T) { runPage(t, name) })
+		}
+	}
+	if ran < 5 {
+		t.Errorf("only %d pages have an example", ran)
 	}
 }
 
@@ -44,13 +72,19 @@ func runPage(t *testing.T, page string) {
 		}
 		runLine(t, dir, "capsulectl image push web.tar")
 	}
+	address := example
+	if page != "getting-started.md" {
+		address = addressOf(t, "manual")
+	}
 	commands := 0
 	for _, m := range block.FindAllSubmatch(text, -1) {
 		if string(m[1]) == "yaml" {
 			writeNamed(t, dir, m[2])
 			continue
 		}
-		for line := range strings.Lines(string(m[2])) {
+		// A command that ends with a backslash goes on in the next line.
+		lines := strings.ReplaceAll(strings.ReplaceAll(string(m[2]), "\\\n", " "), example, address)
+		for line := range strings.Lines(lines) {
 			if command, ok := strings.CutPrefix(strings.TrimSpace(line), "$ "); ok {
 				runLine(t, dir, command)
 				commands++
@@ -60,6 +94,20 @@ func runPage(t *testing.T, page string) {
 	if commands == 0 {
 		t.Fatal("no command found")
 	}
+}
+
+// addressOf is where a capsule's API is reached.
+func addressOf(t *testing.T, name string) string {
+	t.Helper()
+	store, err := contexts.Open("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := store.Get(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c.Host
 }
 
 func writeNamed(t *testing.T, dir string, text []byte) {
@@ -74,6 +122,9 @@ func writeNamed(t *testing.T, dir string, text []byte) {
 	}
 }
 
+// untilInterrupted ends a command that would go on for ever.
+const untilInterrupted = "# until Ctrl-C"
+
 func runLine(t *testing.T, dir, command string) {
 	t.Helper()
 	cmd := exec.Command("sh", "-c", command)
@@ -81,9 +132,30 @@ func runLine(t *testing.T, dir, command string) {
 	if strings.HasPrefix(command, "make ") {
 		cmd.Dir = repository
 	}
-	out, err := cmd.CombinedOutput()
-	t.Logf("$ %s\n%s", command, out)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if strings.HasSuffix(command, untilInterrupted) {
+		cmd.Args[2] = "exec " + command
+		cmd.Stdout = &interrupter{Writer: &out, cmd: cmd}
+		cmd.Stderr = cmd.Stdout
+		limit := time.AfterFunc(time.Minute, func() { _ = cmd.Process.Kill() })
+		defer limit.Stop()
+	}
+	err := cmd.Run()
+	t.Logf("$ %s\n%s", command, &out)
 	if err != nil {
 		t.Fatalf("%s: %v", command, err)
 	}
+}
+
+// interrupter presses Ctrl-C once a command has printed something.
+type interrupter struct {
+	io.Writer
+	cmd  *exec.Cmd
+	once sync.Once
+}
+
+func (i *interrupter) Write(p []byte) (int, error) {
+	i.once.Do(func() { _ = i.cmd.Process.Signal(os.Interrupt) }) // it may have ended by itself
+	return i.Writer.Write(p)
 }
