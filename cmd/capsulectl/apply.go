@@ -36,8 +36,9 @@ read; "-" is the standard input.
 --dry-run checks everything on the capsule and shows what would change.
 --wait follows the workloads until what was applied runs, and is healthy where it
 has a check, or has ended with code 0; a workload that fails, is unhealthy or falls
-into back-off meanwhile ends the wait, and one that waits for a volume or another
-workload is waited for. A volume is ready once it is made.
+into back-off meanwhile ends the wait, with a change that is taken back once what was
+healthy before runs again. One that waits for a volume or another workload is waited
+for. A volume is ready once it is made.
 
 A change of the capsule's own network (kind Capsule) is tried for a minute, and goes
 back by itself unless it is confirmed. That is done here, by a new connection to an
@@ -121,12 +122,17 @@ func (a *app) apply(ctx context.Context, o ApplyOptions, objects []*capsulev1.Ob
 	answer, err := call(ctx, a, func(ctx context.Context, c *client) (*capsulev1.ApplyResponse, error) {
 		return c.objects.Apply(ctx, &capsulev1.ApplyRequest{Objects: objects, DryRun: o.DryRun})
 	})
-	for _, r := range answer.GetResults() {
+	a.warnOf(answer.GetResults())
+	return answer.GetResults(), err
+}
+
+// warnOf passes on what the capsule warns of.
+func (a *app) warnOf(results []*capsulev1.ApplyResult) {
+	for _, r := range results {
 		for _, w := range r.GetWarnings() {
 			a.ui.warn(nameOf(r.GetObject().GetMeta()) + ": " + w)
 		}
 	}
-	return answer.GetResults(), err
 }
 
 // waitApplied waits for what was applied, where that was asked for.

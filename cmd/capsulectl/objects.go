@@ -148,7 +148,7 @@ func workloadState(o *capsulev1.Object) (state, message string) {
 	case s.GetGeneration() < m.GetGeneration():
 		message = notLookedAt(message)
 	case s.GetRunningGeneration() != 0 && s.GetRunningGeneration() < s.GetGeneration() && s.GetPhase() != capsulev1.Phase_PHASE_RUNNING &&
-		!strings.Contains(message, "keeps running"):
+		!strings.Contains(message, "keeps running") && s.GetRolledBack() == "":
 		message += " (the one before runs on)"
 	}
 	return state, message

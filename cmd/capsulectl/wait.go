@@ -95,7 +95,7 @@ func untilRuns(t target, o *capsulev1.Object, deleted bool) (bool, error) {
 	switch s.GetPhase() {
 	case capsulev1.Phase_PHASE_RUNNING:
 		switch {
-		case s.GetRunningGeneration() < t.generation, s.GetHealth() == capsulev1.HealthState_HEALTH_STATE_STARTING:
+		case s.GetRunningGeneration() < t.generation, s.GetHealth() == capsulev1.HealthState_HEALTH_STATE_STARTING, s.GetOnTrial():
 			return false, nil
 		case s.GetHealth() == capsulev1.HealthState_HEALTH_STATE_UNHEALTHY:
 			return false, failed(t, o)
@@ -107,7 +107,9 @@ func untilRuns(t target, o *capsulev1.Object, deleted bool) (bool, error) {
 		}
 		return false, failed(t, o)
 	case capsulev1.Phase_PHASE_FAILED, capsulev1.Phase_PHASE_BACK_OFF:
-		if s.GetReason() == "machine" { // it went down with the capsule, and comes up with it
+		// It went down with the capsule, and comes up with it, or is yet to be gone
+		// back from.
+		if s.GetReason() == "machine" || s.GetOnTrial() {
 			return false, nil
 		}
 		return false, failed(t, o)
@@ -145,7 +147,9 @@ func failed(t target, o *capsulev1.Object) error {
 	case "image":
 		hint = fmt.Sprintf("it is tried again by itself; \"capsulectl workload start %s\" tries at once", t.name)
 	}
-	if r := s.GetRunningGeneration(); r != 0 && r < t.generation {
+	if s.GetRolledBack() != "" {
+		hint = fmt.Sprintf("correct the manifest, then apply it again; what it printed is in \"capsulectl workload logs %s\"", t.name)
+	} else if r := s.GetRunningGeneration(); r != 0 && r < t.generation {
 		hint = "what ran before goes on running; apply a corrected manifest"
 	}
 	return &failure{exitFailed, fmt.Errorf("workload %q: %s", t.name, text), hint}

@@ -17,6 +17,7 @@ func newWorkloadCommand(a *app) *cobra.Command {
 	cmd.AddCommand(
 		newWorkloadListCommand(a), newWorkloadGetCommand(a), newWorkloadLogsCommand(a), newWorkloadExecCommand(a),
 		newWorkloadStartCommand(a), newWorkloadStopCommand(a), newWorkloadRestartCommand(a), newWorkloadDeleteCommand(a),
+		newWorkloadHistoryCommand(a), newWorkloadRollbackCommand(a),
 	)
 	return cmd
 }
@@ -104,6 +105,9 @@ func workloadFacts(o *capsulev1.Object, now time.Time) [][]string {
 	}
 	add("image digest:", s.GetImageDigest())
 	add("generation:", fmt.Sprintf("%d wanted, %d running", m.GetGeneration(), s.GetRunningGeneration()))
+	if s.GetOnTrial() {
+		add("on trial:", fmt.Sprintf("generation %d is gone back to unless this becomes healthy", s.GetHealthyGeneration()))
+	}
 	add("created:", age(m.GetCreatedAt().AsTime(), now)+" ago")
 	for _, w := range s.GetWarnings() {
 		add("warning:", w)

@@ -80,15 +80,15 @@ func revision(h *capsulev1.HistoryResponse, obj *capsulev1.Object, generation ui
 		}
 		kept = append(kept, fmt.Sprint(r.GetGeneration()))
 	}
-	name := obj.GetMeta().GetName()
-	if generation == 0 {
-		return nil, fmt.Errorf("workload %q has no other revision that was well: %w", name, errdefs.ErrFailedPrecondition)
-	}
-	if len(kept) == 0 {
-		return nil, fmt.Errorf("workload %q has no revision %d, as none is kept yet: %w", name, generation, errdefs.ErrNotFound)
-	}
 	slices.Reverse(kept)
-	return nil, fmt.Errorf("workload %q has no revision %d; kept are %s: %w", name, generation, strings.Join(kept, ", "), errdefs.ErrNotFound)
+	what, list := "other revision that was well", strings.Join(kept, ", ")
+	if generation != 0 {
+		what = fmt.Sprintf("revision %d", generation)
+	}
+	if list == "" {
+		list = "none yet"
+	}
+	return nil, fmt.Errorf("workload %q has no %s; kept are: %s: %w", obj.GetMeta().GetName(), what, list, errdefs.ErrFailedPrecondition)
 }
 
 // declares tells whether an object is what a revision says.

@@ -130,8 +130,15 @@ func (d *decider) rolledBack() decision {
 		d.show(v1.Phase_PHASE_STOPPING, reasonRollback, text)
 		return d.do(stepStop, d.current)
 	}
-	d.show(v1.Phase_PHASE_FAILED, reasonRollback, text)
 	next := d.orOld(0)
+	switch {
+	case next.Step.Do == stepStartOld:
+		d.show(v1.Phase_PHASE_STARTING, reasonRollback, text)
+		return next
+	case d.runningOld() == nil:
+		text += "; that does not run now"
+	}
+	d.show(v1.Phase_PHASE_FAILED, reasonRollback, text)
 	if next.Step.Do != stepWait {
 		return next
 	}
