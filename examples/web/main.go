@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -22,10 +23,10 @@ func main() {
 	log.SetFlags(0)
 	log.SetOutput(os.Stdout)
 	address := flag.String("listen", ":8080", "address to serve")
-	path := flag.String("get", "", "print this page of the server that runs beside it, and end")
+	page := flag.String("get", "", "print this page, of the server that runs beside it unless it begins with http://, and end")
 	flag.Parse()
-	if *path != "" {
-		if err := get(*address, *path); err != nil {
+	if *page != "" {
+		if err := get(*address, *page); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -72,10 +73,13 @@ func ignoreClosed(err error) error {
 	return err
 }
 
-// get prints a page of the server at an address of this machine.
-func get(address, path string) error {
+// get prints a page, of the server at an address of this machine when it is a path.
+func get(address, page string) error {
+	if strings.HasPrefix(page, "/") {
+		page = "http://127.0.0.1" + address + page
+	}
 	client := &http.Client{Timeout: answerMax}
-	answer, err := client.Get("http://127.0.0.1" + address + path)
+	answer, err := client.Get(page)
 	if err != nil {
 		return err
 	}

@@ -23,7 +23,7 @@ const (
 func newMetrics(o Options) http.Handler {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(&collector{Options: o})
-	return promhttp.HandlerFor(registry, promhttp.HandlerOpts{MaxRequestsInFlight: scrapesAtOnce, ErrorHandling: promhttp.ContinueOnError})
+	return promhttp.HandlerFor(registry, promhttp.HandlerOpts{MaxRequestsInFlight: scrapesAtOnce, ErrorHandling: promhttp.ContinueOnError, EnableOpenMetrics: true})
 }
 
 // collector reads metrics. Labels are names of declared objects and words of ours,

@@ -113,6 +113,10 @@ func TestMetrics(t *testing.T) {
 		}
 	}
 	reader := b.browser(t, capsulev1.Role_ROLE_READER)
+	code, text, err := b.scrape(t, reader, http.MethodGet, "/metrics", http.Header{"Accept": {"application/openmetrics-text;version=1.0.0"}})
+	if err != nil || code != http.StatusOK || !strings.Contains(text, "# TYPE capsule_events counter\n") || !strings.HasSuffix(text, "\n# EOF\n") {
+		t.Errorf("OpenMetrics: %d, %v\n%s", code, err, text)
+	}
 	for path, want := range map[string]int{"/": http.StatusNotFound, "/metrics/": http.StatusNotFound} {
 		if code, _, err := b.scrape(t, reader, http.MethodGet, path, nil); err != nil || code != want {
 			t.Errorf("%s: %d, %v", path, code, err)
