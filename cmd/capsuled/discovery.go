@@ -37,7 +37,7 @@ func (d *discovery) say() {
 		state = mdns.Claimed
 	}
 	d.Say(mdns.Service{
-		Name: d.machine.name, ID: readWord(d.machine.idFile()), Version: version.Version,
+		Name: d.machine.called(), ID: readWord(d.machine.idFile()), Version: version.Version,
 		State: state, Fingerprint: d.id.Fingerprint(), Port: apiPort,
 	})
 }

@@ -26,7 +26,7 @@ const (
 
 // capsuleObject stands for the machine in events.
 func (d *daemon) capsuleObject() *capsulev1.Object {
-	return &capsulev1.Object{Meta: &capsulev1.Meta{Kind: "Capsule", Name: d.machine.name}}
+	return &capsulev1.Object{Meta: &capsulev1.Meta{Kind: "Capsule", Name: d.machine.called()}}
 }
 
 // note keeps an event of the machine's. In recovery mode there is nowhere to.

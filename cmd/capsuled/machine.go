@@ -38,7 +38,6 @@ const (
 // machine is this capsule as the API and the console show it.
 type machine struct {
 	boot   disk.Boot
-	name   string
 	starts uint32
 	// installs: we run from a stick, with nothing but memory to write to.
 	installs bool
@@ -50,6 +49,7 @@ type machine struct {
 	farewell func()
 
 	mu     sync.Mutex
+	name   string
 	reason string // of recovery mode; "" in normal mode
 	shown  shown
 }
@@ -120,7 +120,7 @@ func (m *machine) Info() *capsulev1.InfoResponse {
 	virtualization := m.shown.virtualization
 	m.mu.Unlock()
 	info := &capsulev1.InfoResponse{
-		Name: m.name, Id: readWord(m.idFile()), Version: version.Version,
+		Name: m.called(), Id: readWord(m.idFile()), Version: version.Version,
 		Kernel: readWord("/proc/sys/kernel/osrelease"), Architecture: runtime.GOARCH, Slot: m.boot.Slot,
 		Time: timestamppb.Now(), BootedAt: timestamppb.New(bootedAt()),
 		ClockSynchronized: clock.Now().Synced, Cpus: uint32(runtime.NumCPU()),

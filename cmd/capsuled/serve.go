@@ -81,7 +81,7 @@ type daemon struct {
 	found     *discovery
 	config    *config.Config // nil in recovery mode
 	timing    chan struct{}  // the time servers are others
-	filtered  chan struct{} // closed once making the network was tried
+	filtered  chan struct{}  // closed once making the network was tried
 
 	announced atomic.Bool // process 1 knows that all works
 	silent    atomic.Bool // the API has not answered the last call of our own

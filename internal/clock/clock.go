@@ -121,6 +121,8 @@ type Options struct {
 	Servers func() []string // asked before each round; empty means DefaultServers
 	OnSync  func()          // called once, after the first answer has set the clock
 	Saved   string          // SavedFile when empty
+	// Again has the servers asked before it is time; nil never does.
+	Again <-chan struct{}
 	// OnStep is called when the clock was set by so much, and not slewed.
 	OnStep func(offset time.Duration, server string)
 
@@ -160,7 +162,7 @@ func Run(ctx context.Context, o Options) error {
 		if first && o.OnSync != nil {
 			o.OnSync()
 		}
-		if !sleep(ctx, jitter(min(wait, saveEvery))) {
+		if !sleep(ctx, o.Again, jitter(min(wait, saveEvery))) {
 			return ctx.Err()
 		}
 	}
@@ -244,13 +246,15 @@ func note(server string, r *ntp.Response, err error) (first bool) {
 
 func jitter(d time.Duration) time.Duration { return d + rand.N(d/8+1) }
 
-func sleep(ctx context.Context, d time.Duration) bool {
+// sleep ends early when it is woken; false when ctx ended.
+func sleep(ctx context.Context, woken <-chan struct{}, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-ctx.Done():
 		return false
 	case <-t.C:
-		return true
+	case <-woken:
 	}
+	return true
 }

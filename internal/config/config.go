@@ -14,6 +14,7 @@ package config
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -45,8 +46,11 @@ type Options struct {
 	// Rename gives the machine its name, "" the one that it was made with, and says
 	// which it has now.
 	Rename func(name string) (string, error)
-	// Network tries what is declared of the network, and tells how it stands.
+	// Network tries what is declared of the network, and tells how it stands; nil when
+	// that could not be read.
 	Network Network
+	// Clock has the time servers asked: they are others.
+	Clock func()
 	// Logs keeps the bounds of logs.
 	Logs func(logs.Limits) error
 	// Pool takes on the limits of the pool.
@@ -67,6 +71,11 @@ type Config struct {
 	opts  Options
 	log   *slog.Logger
 	queue *reconcile.Queue
+
+	// Of the pass before, which is the only one that has them.
+	ntp    []string
+	args   []string
+	kernel *slot.Arguments // nil while it is to be looked at
 }
 
 // New makes one; Run makes it work.
@@ -163,9 +172,13 @@ func (c *Config) pass(ctx context.Context) error {
 	trouble, err := c.network(spec, s)
 	note(err)
 	problems = append(problems, trouble...)
+	if !slices.Equal(c.ntp, spec.GetNtp()) {
+		c.ntp = spec.GetNtp()
+		c.opts.Clock()
+	}
 	note(c.opts.Logs(LogLimits(spec)))
 	c.opts.Pool(PoolLimits(spec))
-	if refused, err := c.kernel(spec, s); err != nil {
+	if refused, err := c.arguments(spec.GetKernelArguments(), s); err != nil {
 		note(err)
 	} else if refused != "" {
 		problems = append(problems, refused)
@@ -200,6 +213,9 @@ func (c *Config) begin(obj *v1.Object) error {
 
 // network tells how the network stands.
 func (c *Config) network(spec *v1.CapsuleSpec, s *v1.CapsuleStatus) (problems []string, err error) {
+	if c.opts.Network == nil {
+		return nil, errors.New("what is declared of the network could not be read; addresses come by DHCP")
+	}
 	c.opts.Network.Follow()
 	now, err := c.opts.Network.Status()
 	if err != nil {
@@ -210,18 +226,22 @@ func (c *Config) network(spec *v1.CapsuleSpec, s *v1.CapsuleStatus) (problems []
 	return now.Problems, nil
 }
 
-// kernel tells how the kernel was started, and what comes with the next restart.
-func (c *Config) kernel(spec *v1.CapsuleSpec, s *v1.CapsuleStatus) (refused string, err error) {
-	now, err := c.opts.Kernel(spec.GetKernelArguments())
-	if err != nil {
-		return "", err
+// arguments tells how the kernel was started, and what comes with the next restart.
+// The boot partition is only looked at where something else is declared.
+func (c *Config) arguments(args []string, s *v1.CapsuleStatus) (refused string, err error) {
+	if c.kernel == nil || !slices.Equal(c.args, args) {
+		c.kernel = nil
+		now, err := c.opts.Kernel(args)
+		if err != nil {
+			return "", err
+		}
+		c.kernel, c.args = &now, args
 	}
-	s.KernelArguments = now.Running
-	if now.Failed {
-		return fmt.Sprintf("the machine did not start with the kernel arguments %s, and runs without them: change or remove them",
-			quoted(spec.GetKernelArguments())), nil
+	s.KernelArguments = c.kernel.Running
+	if c.kernel.Failed {
+		return fmt.Sprintf("the machine did not start with the kernel arguments %s, and runs without them: change or remove them", quoted(args)), nil
 	}
-	if !slices.Equal(now.Running, spec.GetKernelArguments()) {
+	if !slices.Equal(c.kernel.Running, args) {
 		s.Restart = append(s.Restart, "kernelArguments")
 	}
 	return "", nil
@@ -250,7 +270,3 @@ func judge(s *v1.CapsuleStatus, problems []string) (v1.CapsulePhase, string) {
 	}
 	return phase, strings.Join(says, "; ")
 }
-
-// ErrOne is the refusal to delete the configuration.
-var ErrOne = fmt.Errorf("the configuration of the machine can't be deleted: apply one without fields to have all as it comes: %w", errdefs.ErrInvalidArgument)
-

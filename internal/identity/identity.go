@@ -38,6 +38,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -77,7 +78,8 @@ type Identity struct {
 	authority *CA
 	// fallback is the server certificate of that copy.
 	fallback tls.Certificate
-	dir      string // "" when nothing can be written
+	shown    atomic.Pointer[tls.Certificate] // to whoever connects
+	dir      string                          // "" when nothing can be written
 	// write is durable.WriteFile but in tests of power cuts.
 	write func(path string, data []byte, perm fs.FileMode) error
 	// Synced tells whether somebody vouches for the clock; nil means yes. It is set

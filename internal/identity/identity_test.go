@@ -332,7 +332,24 @@ func TestServerNames(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := config.Certificates[0].Leaf.DNSNames; !slices.Equal(got, []string{"capsule", "capsule-a3f2"}) {
+	names := func() []string {
+		t.Helper()
+		cert, err := config.GetCertificate(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return cert.Leaf.DNSNames
+	}
+	if err := id.Rename("attic"); err != nil {
+		t.Fatal(err)
+	}
+	if got := names(); !slices.Equal(got, []string{"capsule", "attic"}) {
+		t.Errorf("renamed, the certificate is for %q", got)
+	}
+	if err := id.Rename("capsule-a3f2"); err != nil {
+		t.Fatal(err)
+	}
+	if got := names(); !slices.Equal(got, []string{"capsule", "capsule-a3f2"}) {
 		t.Errorf("got %q", got)
 	}
 }

@@ -13,22 +13,15 @@ import (
 // certificate of this capsule's CA whose key is let in, checked before any call.
 // Only while the capsule can be claimed may a client have none: the server must
 // then answer it nothing but the claim. hostnames are added to the name that
-// every capsule has.
+// every capsule has; Rename changes them.
 func (id *Identity) ServerTLS(hostnames ...string) (*tls.Config, error) {
-	cert := id.fallback
-	if id.authority != nil {
-		pair, err := id.authority.IssueServer(append([]string{ServerName}, hostnames...)...)
-		if err != nil {
-			return nil, err
-		}
-		if cert, err = tls.X509KeyPair(pair.CertPEM, pair.KeyPEM); err != nil {
-			return nil, fmt.Errorf("use server certificate: %w", err)
-		}
+	if err := id.Rename(hostnames...); err != nil {
+		return nil, err
 	}
 	config := &tls.Config{
-		MinVersion:   tls.VersionTLS13,
-		Certificates: []tls.Certificate{cert},
-		NextProtos:   []string{"h2"},
+		MinVersion:     tls.VersionTLS13,
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return id.shown.Load(), nil },
+		NextProtos:     []string{"h2"},
 		// The standard check would refuse by NotBefore: ours is below.
 		ClientAuth:             tls.RequireAnyClientCert,
 		VerifyConnection:       func(cs tls.ConnectionState) error { return id.verify(cs.PeerCertificates, now()) },
@@ -43,6 +36,23 @@ func (id *Identity) ServerTLS(hostnames ...string) (*tls.Config, error) {
 		return nil, nil // that one
 	}
 	return config, nil
+}
+
+// Rename has connections from now on see a certificate with these names beside the one
+// that every capsule has. Contexts check that one, and go on working.
+func (id *Identity) Rename(hostnames ...string) error {
+	cert := id.fallback
+	if id.authority != nil {
+		pair, err := id.authority.IssueServer(append([]string{ServerName}, hostnames...)...)
+		if err != nil {
+			return err
+		}
+		if cert, err = tls.X509KeyPair(pair.CertPEM, pair.KeyPEM); err != nil {
+			return fmt.Errorf("use server certificate: %w", err)
+		}
+	}
+	id.shown.Store(&cert)
+	return nil
 }
 
 // verify checks an operator's chain, and that its key is let in. Nobody's

@@ -21,6 +21,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -40,7 +41,7 @@ type KV interface {
 type Options struct {
 	Store    KV      // addresses by workload name
 	Subnets  Subnets // default DefaultSubnets
-	Hostname string  // of the capsule, for its own hosts file
+	Hostname string  // of the capsule, for its own hosts file, until SetHostname
 	RunDir   string  // default /run/capsule
 	NetNSDir string  // default /run/netns
 	Log      *slog.Logger
@@ -52,7 +53,8 @@ type Network struct {
 	ipv6 bool
 	dns  *forwarder
 
-	stopped sync.Map // names of workloads whose name has no address
+	stopped  sync.Map // names of workloads whose name has no address
+	hostname atomic.Pointer[string]
 
 	mu        sync.Mutex
 	last      uint16 // host number given last
@@ -88,6 +90,7 @@ func New(opts Options) (*Network, error) {
 		opts.Log = slog.Default()
 	}
 	n := &Network{opts: opts, ipv6: hasIPv6()}
+	n.hostname.Store(&opts.Hostname)
 	if err := n.start(); err != nil {
 		return nil, fmt.Errorf("set up workload network: %w", err)
 	}
@@ -436,6 +439,14 @@ func (n *Network) SetStopped(name string, stopped bool) error {
 	return n.writeFiles()
 }
 
+// SetHostname gives the capsule another name among its workloads.
+func (n *Network) SetHostname(name string) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.hostname.Store(&name)
+	return n.writeFiles()
+}
+
 // SetDomain names the domain that short names are searched in, after the
 // workloads' own; "" is none.
 func (n *Network) SetDomain(domain string) error {
@@ -457,8 +468,9 @@ func (n *Network) writeFiles() error {
 			names[name] = a.list(n.ipv6)
 		}
 	}
-	if _, workload := held[n.opts.Hostname]; n.opts.Hostname != "" && !workload {
-		names[n.opts.Hostname] = []netip.Addr{n.opts.Subnets.Gateway4()}
+	own := *n.hostname.Load()
+	if _, workload := held[own]; own != "" && !workload {
+		names[own] = []netip.Addr{n.opts.Subnets.Gateway4()}
 	}
 	return errors.Join(
 		writeInPlace(n.hostHosts(), hostsFile(names)),
@@ -474,7 +486,8 @@ func (n *Network) resolve(name string) ([]netip.Addr, bool) {
 		return nil, false
 	}
 	if !ok {
-		return n.gateways(), n.opts.Hostname != "" && name == n.opts.Hostname
+		own := *n.hostname.Load()
+		return n.gateways(), own != "" && name == own
 	}
 	if _, stopped := n.stopped.Load(name); stopped {
 		return nil, true
@@ -497,10 +510,11 @@ func (n *Network) nameOf(addr netip.Addr) (name string, inside bool) {
 		return "", true
 	}
 	if gw := n.opts.Subnets.host(1); addr == gw.IPv4 || addr == gw.IPv6 {
-		if _, workload := held[n.opts.Hostname]; workload {
+		own := *n.hostname.Load()
+		if _, workload := held[own]; workload {
 			return "", true
 		}
-		return n.opts.Hostname, true
+		return own, true
 	}
 	for name, a := range held {
 		if a.IPv4 == addr || a.IPv6 == addr {

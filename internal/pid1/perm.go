@@ -218,7 +218,7 @@ func (m *machine) nameHost() error {
 		}
 		var failed error
 		if id, failed = machineID(file); failed == nil {
-			name = hostName(id)
+			name = HostName(id)
 		}
 		err = errors.Join(err, failed)
 	}
@@ -236,7 +236,8 @@ func (m *machine) idFile() string {
 	return ""
 }
 
-func hostName(id string) string { return "capsule-" + id[:4] }
+// HostName is the name of the machine with an id of our form, as it comes.
+func HostName(id string) string { return "capsule-" + id[:4] }
 
 // machineID reads the id, or makes it.
 func machineID(file string) (string, error) {

@@ -35,7 +35,7 @@ func TestMachineID(t *testing.T) {
 	if again, err := machineID(file); err != nil || again != id {
 		t.Errorf("%q, %v: the id has changed", again, err)
 	}
-	if got := hostName("a3f2aabb"); got != "capsule-a3f2" {
+	if got := HostName("a3f2aabb"); got != "capsule-a3f2" {
 		t.Error(got)
 	}
 	if err := os.WriteFile(file, []byte("rubbish"), 0o600); err != nil {

@@ -33,7 +33,7 @@ const (
 type dhcp struct {
 	link     string
 	hardware net.HardwareAddr
-	hostname string
+	hostname func() string // "" is none
 }
 
 // request asks and waits for the answer until ctx ends, sending again after a
@@ -103,8 +103,8 @@ func (d dhcp) common() []dhcpv4.Modifier {
 		// The same identity at every boot and in the boot loader (RFC 2132, 9.14).
 		dhcpv4.WithOption(dhcpv4.OptClientIdentifier(append([]byte{1}, d.hardware...))),
 	}
-	if d.hostname != "" {
-		mods = append(mods, dhcpv4.WithOption(dhcpv4.OptHostName(d.hostname)))
+	if name := d.hostname(); name != "" {
+		mods = append(mods, dhcpv4.WithOption(dhcpv4.OptHostName(name)))
 	}
 	return mods
 }

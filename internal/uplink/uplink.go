@@ -53,7 +53,7 @@ type Link struct {
 // Options of Run; zero values have a default.
 type Options struct {
 	OnChange func(State)             // called for each change, never at the same time
-	Hostname string                  // told to DHCP servers
+	Hostname func() string           // told to DHCP servers; nil tells none
 	Settings *Settings               // what is declared; nil: nothing
 	RunDir   string                  // of leases, default /run/capsule/uplink
 	Select   func(netlink.Link) bool // links to use, default all wired Ethernet
@@ -73,6 +73,9 @@ func Run(ctx context.Context, opts Options) error {
 	}
 	if opts.Log == nil {
 		opts.Log = slog.Default()
+	}
+	if opts.Hostname == nil {
+		opts.Hostname = func() string { return "" }
 	}
 	if opts.OnChange == nil {
 		opts.OnChange = func(State) {}

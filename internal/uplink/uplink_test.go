@@ -94,7 +94,7 @@ func runWith(t *testing.T, dir string, c Config) *daemon {
 	d := &daemon{cancel: cancel, done: make(chan error, 1), settings: NewSettings(c)}
 	opts := Options{
 		Settings: d.settings,
-		Hostname: "capsule-a3f2",
+		Hostname: func() string { return "capsule-a3f2" },
 		RunDir:   dir,
 		Select:   func(l netlink.Link) bool { return strings.HasPrefix(l.Attrs().Name, "up") },
 		OnChange: func(s State) {
