@@ -138,17 +138,29 @@ func unready(ctx context.Context, st *store.Store, running func(context.Context,
 		switch {
 		case err != nil:
 			out = append(out, strings.TrimSuffix(err.Error(), ": "+errdefs.ErrFailedPrecondition.Error()))
+		case store.GivenUp(o) && id.Generation == status.GetHealthyGeneration(): // and stays so, updated or not
+			out = append(out, unwell(name, status)...)
 		case id.Generation != o.GetMeta().GetGeneration():
 			out = append(out, fmt.Sprintf("workload %q runs as it was declared before, not as it is now: %s", name, status.GetMessage()))
 		case status.GetPhase() != capsulev1.Phase_PHASE_RUNNING: // it has just been started, and may end again
 			out = append(out, fmt.Sprintf("workload %q does not run yet: %s", name, status.GetMessage()))
-		case status.GetHealth() == capsulev1.HealthState_HEALTH_STATE_STARTING:
-			out = append(out, strings.TrimSuffix(fmt.Sprintf("workload %q is not healthy yet: %s", name, oneLine(status.GetHealthMessage())), ": "))
-		case status.GetHealth() == capsulev1.HealthState_HEALTH_STATE_UNHEALTHY:
-			out = append(out, strings.TrimSuffix(fmt.Sprintf("workload %q is unhealthy: %s", name, oneLine(status.GetHealthMessage())), ": "))
+		default:
+			out = append(out, unwell(name, status)...)
 		}
 	}
 	return out
+}
+
+// unwell says what the checks of what runs say against it.
+func unwell(name string, status *capsulev1.WorkloadStatus) []string {
+	is := map[capsulev1.HealthState]string{
+		capsulev1.HealthState_HEALTH_STATE_STARTING:  "is not healthy yet",
+		capsulev1.HealthState_HEALTH_STATE_UNHEALTHY: "is unhealthy",
+	}[status.GetHealth()]
+	if is == "" {
+		return nil
+	}
+	return []string{strings.TrimSuffix(fmt.Sprintf("workload %q %s: %s", name, is, oneLine(status.GetHealthMessage())), ": ")}
 }
 
 // oneLine fits a text into a notice.

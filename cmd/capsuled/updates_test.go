@@ -59,6 +59,21 @@ func TestUnready(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
+	// What was rolled back stays so on the new system, and what runs in its place counts.
+	for name, health := range map[string]capsulev1.HealthState{
+		"rolled-back": capsulev1.HealthState_HEALTH_STATE_HEALTHY, "rolled-sick": capsulev1.HealthState_HEALTH_STATE_UNHEALTHY,
+	} {
+		declare(name, true)
+		o, err := st.Mutate(name, "restarted", func(*capsulev1.Object) error { return nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := st.PutStatus(o.GetMeta().GetUid(), &capsulev1.WorkloadStatus{
+			Generation: 2, RunningGeneration: 1, HealthyGeneration: 1, RolledBack: "no", Phase: capsulev1.Phase_PHASE_FAILED, Health: health, HealthMessage: "no",
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
 	got := unready(t.Context(), st, func(_ context.Context, name string) (workload.ID, workload.Driver, error) {
 		switch name {
 		case "gone", "idle", "stopped":
@@ -72,6 +87,7 @@ func TestUnready(t *testing.T) {
 		"gone is not running",
 		`workload "old" runs as it was declared before, not as it is now: `,
 		`workload "restless" does not run yet: ended`,
+		`workload "rolled-sick" is unhealthy: no`,
 		`workload "sick" is unhealthy: exit code 1: no`,
 		`workload "slow" is not healthy yet: exit code 1: no`,
 	}
