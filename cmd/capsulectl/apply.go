@@ -28,7 +28,7 @@ func newApplyCommand(a *app) *cobra.Command {
 	var o ApplyOptions
 	cmd := &cobra.Command{
 		Use:   "apply -f FILE|DIR|-",
-		Short: "Create or change workloads and volumes from manifests",
+		Short: "Create or change workloads, volumes and secrets from manifests",
 		Long: `Creates or changes what the manifests declare, all of it or nothing. A file may
 hold several documents, divided by "---"; of a folder its *.yaml and *.yml are
 read; "-" is the standard input.

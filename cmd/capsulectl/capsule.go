@@ -103,6 +103,7 @@ func infoFacts(i *capsulev1.InfoResponse) [][]string {
 		{"memory:", fmt.Sprintf("%s free of %s", size(int64(i.GetMemoryAvailable())), size(int64(i.GetMemoryTotal())))}, //nolint:gosec // bytes of a machine
 		{"storage:", fmt.Sprintf("%s free of %s", size(int64(i.GetPermFree())), size(int64(i.GetPermTotal())))},         //nolint:gosec // as above
 		{"workloads:", fmt.Sprintf("%d running of %d", i.GetWorkloadsRunning(), i.GetWorkloads())},
+		{"secrets:", i.GetSecrets()},
 		{"daemon starts:", fmt.Sprint(i.GetDaemonStarts())},
 		{"watchdog:", i.GetWatchdog()},
 	}...)

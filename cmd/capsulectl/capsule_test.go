@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/google/go-tpm/tpm2/transport"
 
 	capsulev1 "capsule/api/capsule/v1"
 	"capsule/internal/audit"
@@ -28,6 +29,7 @@ import (
 	"capsule/internal/image"
 	"capsule/internal/logs"
 	"capsule/internal/network"
+	"capsule/internal/secret"
 	"capsule/internal/server"
 	"capsule/internal/store"
 	"capsule/internal/workload"
@@ -97,8 +99,9 @@ func (c *testCapsule) serve(updates server.Updates, defers func(func())) error {
 	if err != nil {
 		return err
 	}
+	secrets := secret.Open(st, filepath.Join(dir, "secret.keys"), noTPM)
 	loop := workload.NewLoop(workload.LoopOptions{
-		Store: st, Images: images, Network: noNetwork{}, Volumes: volumes, Drivers: map[string]workload.Driver{"Container": driver},
+		Store: st, Images: images, Network: noNetwork{}, Volumes: volumes, Secrets: secrets, Drivers: map[string]workload.Driver{"Container": driver},
 		LogDir: logDir, Mark: logs.Mark, DropLog: logs.Remove,
 	})
 	volumes.freed = loop.Freed
@@ -110,7 +113,7 @@ func (c *testCapsule) serve(updates server.Updates, defers func(func())) error {
 		return err
 	}
 	srv, err := server.New(server.Options{
-		TLS: config, Identity: c.id, Audit: auditLog, Store: st, Images: images, Volumes: volumes, Updates: updates, Version: "v1.2.3", Registries: image.NewRegistryBook(st.Bucket("registries")), Runtime: loop,
+		TLS: config, Identity: c.id, Audit: auditLog, Store: st, Images: images, Volumes: volumes, Secrets: secrets, Updates: updates, Version: "v1.2.3", Registries: image.NewRegistryBook(st.Bucket("registries")), Runtime: loop,
 		Kinds: []string{"Container"}, Machine: testMachine{dir}, LogDir: logDir, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
@@ -237,6 +240,8 @@ func (i *nameImages) Prune(context.Context, map[string]bool, bool) (*capsulev1.P
 	return &capsulev1.PruneResponse{}, nil
 }
 
+func noTPM() (transport.TPMCloser, error) { return nil, errors.New("no TPM in tests") }
+
 // processDriver runs workloads as processes of this machine.
 type processDriver struct {
 	root string
@@ -285,6 +290,7 @@ func (d *processDriver) Start(_ context.Context, in workload.Instance) error {
 		return err
 	}
 	p.cmd = exec.Command(in.Args[0], in.Args[1:]...)
+	p.cmd.Env = append(os.Environ(), in.SecretEnv...)
 	var writing sync.Mutex
 	p.cmd.Stdout, p.cmd.Stderr = logStream{&writing, w, logs.Stdout}, logStream{&writing, w, logs.Stderr}
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

@@ -23,11 +23,11 @@ func newDeleteCommand(a *app) *cobra.Command {
 	var o DeleteOptions
 	cmd := &cobra.Command{
 		Use:   "delete -f FILE|DIR|- | KIND NAME | KIND/NAME",
-		Short: "Remove workloads and volumes from the capsule",
+		Short: "Remove workloads, volumes and secrets from the capsule",
 		Long: `Removes what the manifests name, or one object. A workload is stopped first, with
 its stop signal and grace; its volumes stay. Volumes that the manifests name are
-removed with their data and snapshots, after the workloads are gone. --wait waits
-until nothing is left.`,
+removed with their data and snapshots, after the workloads are gone, and so are
+secrets; one that a workload names stays. --wait waits until nothing is left.`,
 		Example: `  capsulectl delete -f web.yaml
   capsulectl delete container web --wait`,
 		Args: cobra.MaximumNArgs(2),
@@ -73,18 +73,20 @@ func runDelete(ctx context.Context, a *app, o DeleteOptions, args []string) erro
 	return deleteObjects(ctx, a, o, metas)
 }
 
-// deleteObjects goes on after one that is absent or can't be removed. Volumes
-// come last: one can't be removed while a workload mounts it.
+// deleteObjects goes on after one that is absent or can't be removed. Volumes and
+// secrets come last: none can be removed while a workload uses it.
 func deleteObjects(ctx context.Context, a *app, o DeleteOptions, metas []*capsulev1.Meta) error {
-	named := func(m *capsulev1.Meta) bool { return m.GetKind() == manifest.KindVolume }
-	volumes := slices.DeleteFunc(slices.Clone(metas), func(m *capsulev1.Meta) bool { return !named(m) })
+	named := func(m *capsulev1.Meta) bool {
+		return m.GetKind() == manifest.KindVolume || m.GetKind() == manifest.KindSecret
+	}
+	used := slices.DeleteFunc(slices.Clone(metas), func(m *capsulev1.Meta) bool { return !named(m) })
 	workloads, errs := deleteEach(ctx, a, slices.DeleteFunc(metas, named))
-	if len(workloads) > 0 && (o.Wait || len(volumes) > 0) {
+	if len(workloads) > 0 && (o.Wait || len(used) > 0) {
 		if err := a.wait(ctx, o.Timeout, workloads, untilGone); err != nil {
 			return errors.Join(append(errs, err)...)
 		}
 	}
-	gone, more := deleteEach(ctx, a, volumes)
+	gone, more := deleteEach(ctx, a, used)
 	errs = append(errs, more...)
 	if o.Wait && len(gone) > 0 {
 		errs = append(errs, a.wait(ctx, o.Timeout, gone, untilGone))

@@ -16,8 +16,8 @@ func newGetCommand(a *app) *cobra.Command {
 		Use:   "get [KIND [NAME] | KIND/NAME]",
 		Short: "Show what is declared and how it stands",
 		Long: `Shows all objects, those of one kind, or one. Kinds are container, microvm,
-volume, capsule, which is the machine itself, and workload, which is a container or
-a microvm.
+volume, secret, capsule, which is the machine itself, and workload, which is a
+container or a microvm. Of a secret only the names of its values are shown.
 
 -o yaml prints manifests that can be applied again; -o json prints all that the
 capsule knows.`,
@@ -64,10 +64,13 @@ func listing(kind string) reading {
 		if kind == manifest.KindVolume {
 			return listView(objects, noVolumes)
 		}
+		if kind == manifest.KindSecret {
+			return listView(objects, "no secrets; \"capsulectl apply -f FILE\" of kind Secret makes some")
+		}
 		if kind == manifest.KindCapsule {
 			return listView(objects, "the machine is as it comes; \"capsulectl apply -f FILE\" of kind Capsule configures it")
 		}
-		objects = slices.DeleteFunc(objects, func(o *capsulev1.Object) bool { return isVolume(o) || isConfiguration(o) })
+		objects = slices.DeleteFunc(objects, func(o *capsulev1.Object) bool { return o.GetWorkload() == nil })
 		return listView(objects, "no workloads; \"capsulectl apply -f FILE\" makes some")
 	}
 }

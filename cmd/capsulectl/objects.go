@@ -15,6 +15,7 @@ var kinds = map[string]string{
 	"container": "Container", "containers": "Container",
 	"microvm": "MicroVM", "microvms": "MicroVM",
 	"volume": manifest.KindVolume, "volumes": manifest.KindVolume,
+	"secret": manifest.KindSecret, "secrets": manifest.KindSecret,
 	"capsule": manifest.KindCapsule, "capsules": manifest.KindCapsule,
 	"workload": "", "workloads": "",
 }
@@ -25,7 +26,7 @@ func isVolume(o *capsulev1.Object) bool { return o.GetMeta().GetKind() == manife
 func parseKind(s string) (string, error) {
 	kind, ok := kinds[strings.ToLower(s)]
 	if !ok {
-		return "", &failure{exitUsage, fmt.Errorf("unknown kind %q", s), "kinds are container, microvm, volume, capsule, and workload (a container or a microvm)"}
+		return "", &failure{exitUsage, fmt.Errorf("unknown kind %q", s), "kinds are container, microvm, volume, secret, capsule, and workload (a container or a microvm)"}
 	}
 	return kind, nil
 }
@@ -82,9 +83,9 @@ func joinState(state, message string) string {
 	return state + ": " + message
 }
 
-// objectView lists objects in every form, workloads before volumes and those before
-// the machine itself. YAML is the
-// manifests, which can be applied again; JSON is all that the capsule knows.
+// objectView lists objects in every form: workloads, volumes, secrets, and the machine
+// itself. YAML is the manifests, which can be applied again but for secrets; JSON is
+// all that the capsule tells.
 func objectView(objects []*capsulev1.Object, now time.Time) (view, error) {
 	slices.SortStableFunc(objects, func(a, b *capsulev1.Object) int {
 		return strings.Compare(a.GetMeta().GetName(), b.GetMeta().GetName())
@@ -93,15 +94,17 @@ func objectView(objects []*capsulev1.Object, now time.Time) (view, error) {
 		switch {
 		case isVolume(o):
 			return 1
-		case isConfiguration(o):
+		case isSecret(o):
 			return 2
+		case isConfiguration(o):
+			return 3
 		}
 		return 0
 	}
 	slices.SortStableFunc(objects, func(a, b *capsulev1.Object) int { return place(a) - place(b) })
 	v := view{columns: workloadColumns}
 	if len(objects) > 0 && place(objects[len(objects)-1]) > 0 {
-		v.below = &view{columns: volumeColumns, below: &view{columns: configurationColumns}}
+		v.below = &view{columns: volumeColumns, below: &view{columns: secretColumns, below: &view{columns: configurationColumns}}}
 	}
 	for _, o := range objects {
 		document, err := manifest.Encode(o)
@@ -114,8 +117,11 @@ func objectView(objects []*capsulev1.Object, now time.Time) (view, error) {
 		switch {
 		case isVolume(o):
 			v.below.rows = append(v.below.rows, volumeRow(o, now))
+		case isSecret(o):
+			v.below.below.rows = append(v.below.below.rows, secretRow(o, now))
 		case isConfiguration(o):
-			v.below.below.rows = append(v.below.below.rows, configurationRow(o, now))
+			last := v.below.below.below
+			last.rows = append(last.rows, configurationRow(o, now))
 		default:
 			v.rows = append(v.rows, workloadRow(o, now))
 		}

@@ -44,6 +44,8 @@ func (t target) what() string {
 	switch t.kind {
 	case manifest.KindVolume:
 		return fmt.Sprintf("volume %q", t.name)
+	case manifest.KindSecret:
+		return fmt.Sprintf("secret %q", t.name)
 	case manifest.KindCapsule:
 		return "the configuration of the capsule"
 	}
@@ -58,6 +60,8 @@ func untilReady(t target, o *capsulev1.Object, deleted bool) (bool, error) {
 	switch t.kind {
 	case manifest.KindVolume:
 		return untilMade(t, o, deleted)
+	case manifest.KindSecret:
+		return true, nil // it is kept
 	case manifest.KindCapsule:
 		return untilConfigured(t, o, deleted)
 	}
@@ -300,6 +304,9 @@ func describeObject(o *capsulev1.Object, generation uint64) string {
 			return ""
 		}
 		return joinState(volumePhaseName(s.GetPhase()), s.GetMessage())
+	}
+	if isSecret(o) {
+		return "" // it is kept, and there is no more to say
 	}
 	if isConfiguration(o) {
 		if o.GetCapsule().GetStatus().GetGeneration() < generation {
