@@ -3,6 +3,7 @@ package workload
 import (
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -511,4 +512,15 @@ func TestRecordIsPartOfTheApply(t *testing.T) {
 			m.Error(found, err)
 		}
 	})
+}
+
+// The manual says how much is kept.
+func TestManualQuotesHistory(t *testing.T) {
+	text, err := os.ReadFile("../../docs/workloads.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if row := fmt.Sprintf("| manifests in `workload history` | %d, and %d KiB |", RevisionsMax, revisionsMaxBytes>>10); !strings.Contains(string(text), row) {
+		t.Errorf("docs/workloads.md lacks %q", row)
+	}
 }
