@@ -14,7 +14,9 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -414,6 +416,78 @@ func TestSeek(t *testing.T) {
 		})
 	}
 }
+
+// An address that a capsule makes for itself is gone with the link, and so it counts
+// only when none that lasts has answered soon after it.
+func TestSeekBest(t *testing.T) {
+	const link, link4, lasting = "[fe80::1%lan0]:50000", "169.254.3.4:50000", "192.168.70.30:50000"
+	type answer struct {
+		after time.Duration // since the one before
+		host  string        // "" is one that did not prove it
+	}
+	for name, c := range map[string]struct {
+		answers []answer
+		end     time.Duration // of whoever asked
+		want    string
+		took    time.Duration
+	}{
+		"none":                     {nil, time.Hour, "", 0},
+		"nobody":                   {[]answer{{1, ""}, {1, ""}}, time.Hour, "", 2},
+		"one that lasts":           {[]answer{{1, lasting}, {5, link}}, time.Hour, lasting, 1},
+		"the better one later":     {[]answer{{1, link}, {betterMax - 1, lasting}}, time.Hour, lasting, betterMax},
+		"the better one too late":  {[]answer{{1, link}, {betterMax + 1, lasting}}, time.Hour, link, betterMax + 1},
+		"the better one fails":     {[]answer{{1, link4}, {5, ""}}, time.Hour, link4, 6},
+		"two links":                {[]answer{{1, link}, {1, link4}, {1, ""}}, time.Hour, link, 3},
+		"whoever asked gives up":   {[]answer{{1, link}, {9, lasting}}, 5, "", 5},
+		"a better one among links": {[]answer{{0, link4}, {0, link}, {0, lasting}}, time.Hour, lasting, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithTimeout(t.Context(), c.end)
+				defer cancel()
+				var open atomic.Int32
+				answers := make(chan *greeted)
+				go func() {
+					for _, a := range c.answers {
+						time.Sleep(a.after)
+						var g *greeted
+						if a.host != "" {
+							open.Add(1)
+							g = &greeted{Conn: countedConn{open: &open}, host: a.host}
+						}
+						select {
+						case answers <- g:
+						case <-ctx.Done():
+							g.drop()
+						}
+					}
+				}()
+				began := time.Now()
+				got, host := best(ctx, answers, len(c.answers)), ""
+				took := time.Since(began)
+				if got != nil {
+					host = got.host
+				}
+				if host != c.want || took != c.took {
+					t.Errorf("%q after %v, want %q after %v", host, took, c.want, c.took)
+				}
+				cancel()
+				time.Sleep(time.Hour)
+				if got.drop(); open.Load() != 0 {
+					t.Errorf("%d connections stay open", open.Load())
+				}
+			})
+		})
+	}
+}
+
+// countedConn is one of those that are open.
+type countedConn struct {
+	net.Conn
+	open *atomic.Int32
+}
+
+func (c countedConn) Close() error { c.open.Add(-1); return nil }
 
 // renewIn is a command that renews the certificate of "kitchen".
 func renewIn(t *testing.T) error {

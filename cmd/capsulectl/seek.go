@@ -23,6 +23,7 @@ import (
 const (
 	dialMax   = 3 * time.Second
 	seekMax   = 3 * time.Second
+	betterMax = 3 * time.Second  // for an address that lasts, once one has answered that doesn't
 	seekEvery = 15 * time.Second // of a command that goes on trying
 )
 
@@ -154,24 +155,55 @@ func (s *seeker) elsewhere(ctx context.Context, asked string) *greeted {
 			select {
 			case answers <- g:
 			case <-ctx.Done(): // another was first
-				if g != nil {
-					g.Close() //nolint:errcheck // it is of no use
-				}
+				g.drop()
 			}
 		}()
 	}
-	for range hosts {
+	g := best(ctx, answers, len(hosts))
+	if g != nil {
+		s.proven(g.host)
+	}
+	return g
+}
+
+// best is the first of so many answers that is at an address which lasts, or one that
+// is only good on one link when no better one comes soon; nil without any.
+func best(ctx context.Context, answers <-chan *greeted, n int) (spare *greeted) {
+	var late <-chan time.Time
+	for range n {
 		select {
 		case g := <-answers:
-			if g != nil {
-				s.proven(g.host)
+			switch {
+			case g == nil:
+			case !onlyOnLink(g.host):
+				spare.drop()
 				return g
+			case spare != nil:
+				g.drop()
+			default:
+				spare, late = g, time.After(betterMax)
 			}
+		case <-late:
+			return spare
 		case <-ctx.Done():
+			spare.drop()
 			return nil
 		}
 	}
-	return nil
+	return spare
+}
+
+// onlyOnLink tells an address that each side makes for itself, on one network only.
+func onlyOnLink(address string) bool {
+	at, err := netip.ParseAddrPort(address)
+	return err == nil && at.Addr().IsLinkLocalUnicast()
+}
+
+// drop closes a connection that is of no use; nil is none.
+func (g *greeted) drop() {
+	if g != nil {
+		g.Close() //nolint:errcheck // as it is
+	}
 }
 
 // greet connects to one that says to be the capsule, nil when it isn't.
