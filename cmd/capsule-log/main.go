@@ -14,7 +14,6 @@ import (
 	"runtime"
 	"runtime/debug"
 	"syscall"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -65,8 +64,9 @@ func main() {
 }
 
 // leaveReserve gives up the right to the part of /perm that is kept for what is
-// declared: logs have none when it is full.
+// declared: logs have none of it. All is written by the thread of main.
 func leaveReserve() error {
+	runtime.LockOSThread()
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
 	if err := unix.Capget(&header, &data[0]); err != nil {
@@ -74,8 +74,8 @@ func leaveReserve() error {
 	}
 	data[0].Effective &^= 1 << unix.CAP_SYS_RESOURCE
 	data[0].Permitted &^= 1 << unix.CAP_SYS_RESOURCE
-	if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&data[0])), 0); errno != 0 {
-		return fmt.Errorf("drop capabilities: %w", errno)
+	if err := unix.Capset(&header, &data[0]); err != nil {
+		return fmt.Errorf("drop capabilities: %w", err)
 	}
 	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"capsule/internal/logs"
 )
@@ -145,4 +146,21 @@ func TestManualQuotesSerialLimit(t *testing.T) {
 	if !strings.Contains(string(page), want) {
 		t.Errorf("docs/workloads.md lacks %q", want)
 	}
+}
+
+// Its part of a full disk is no larger than a workload's.
+func TestLeaveReserve(t *testing.T) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := leaveReserve(); err != nil { // its thread ends with it
+			t.Error(err)
+		}
+		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var data [2]unix.CapUserData
+		if err := unix.Capget(&header, &data[0]); err != nil || data[0].Effective&(1<<unix.CAP_SYS_RESOURCE) != 0 {
+			t.Errorf("%+v, %v", data, err)
+		}
+	}()
+	<-done
 }

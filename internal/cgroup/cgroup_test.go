@@ -45,3 +45,22 @@ func TestUse(t *testing.T) {
 		t.Errorf("a missing line: %v", err)
 	}
 }
+
+// One without a limit may have a part of what all may have, if that has an end.
+func TestLimitMemory(t *testing.T) {
+	all, one := Group(t.TempDir()), Group(t.TempDir())
+	write(t, filepath.Join(string(one), "memory.max"), "max\n")
+	for text, want := range map[string]string{"max\n": "max\n", "1000000\n": "750000"} {
+		write(t, filepath.Join(string(all), "memory.max"), text)
+		err := one.LimitMemory(all)
+		got, _ := os.ReadFile(filepath.Join(string(one), "memory.max"))
+		if err != nil || !strings.HasPrefix(string(got), strings.TrimSpace(want)) {
+			t.Errorf("of %q: %q, %v", text, got, err)
+		}
+		write(t, filepath.Join(string(one), "memory.max"), "max\n")
+	}
+	write(t, filepath.Join(string(all), "memory.max"), "much\n")
+	if err := one.LimitMemory(all); err == nil {
+		t.Error("of no number")
+	}
+}
