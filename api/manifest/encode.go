@@ -52,7 +52,7 @@ func (e *encoder) object(o *capsulev1.Object) error {
 }
 
 func (e *encoder) line(indent int, text string) {
-	e.out.WriteString(strings.Repeat("  ", indent) + text + "\n")
+	e.out.WriteString(strings.TrimRight(strings.Repeat("  ", indent)+text, " ") + "\n")
 }
 
 func (e *encoder) fields(m protoreflect.Message, indent int) {
@@ -81,6 +81,8 @@ func (e *encoder) fields(m protoreflect.Message, indent int) {
 				e.line(indent, name+":")
 				e.fields(v.Message(), indent+1)
 			}
+		case f.Kind() == protoreflect.StringKind && isBlock(v.String()):
+			e.block(name, v.String(), indent)
 		default:
 			e.line(indent, name+": "+text(f, v)+e.comment(f, v))
 		}

@@ -33,6 +33,8 @@ func TestManualQuotesLimits(t *testing.T) {
 		fmt.Sprintf("failures don't count, at most `%s` |", strings.TrimSuffix(HealthPeriodMax.String(), "0m0s")),
 		fmt.Sprintf("| `health.startInterval` | time | `%s` |", formatDuration(HealthStartInterval)),
 		fmt.Sprintf("| names in `dependsOn` | %d |", dependsMax),
+		fmt.Sprintf("| files of a workload | %d, of %d KiB each, %d KiB together |", filesMax, fileBytesMax>>10, FilesBytesMax>>10),
+		fmt.Sprintf("| values of a secret | %d, of %d KiB each, %d KiB together |", secretKeysMax, secretValueMax>>10, secretBytesMax>>10),
 		fmt.Sprintf("| `resources.memory` | size | no limit; of a microVM `512MiB` | at least %d MiB.", MemoryMin>>20),
 	})
 	quotes(t, "volumes.md", []string{
@@ -46,7 +48,7 @@ func TestManualQuotesLimits(t *testing.T) {
 }
 
 // manualPages are those on which each kind of object is told of, by its name in Object.
-var manualPages = map[string]string{"workload": "workloads.md", "volume": "volumes.md"}
+var manualPages = map[string]string{"workload": "workloads.md", "volume": "volumes.md", "secret": "workloads.md"}
 
 // TestManualHasEachField wants a row and an example of each field that a manifest
 // may have: "ports.hostPort" is a key of an entry of ports.

@@ -70,7 +70,7 @@ func secretUsers(tx store.View, name string) ([]string, error) {
 	}
 	objs := all
 	for _, obj := range all {
-		if obj.GetWorkload() == nil {
+		if obj.GetWorkload() == nil || obj.GetMeta().GetDeletedAt() != nil { // it starts no more
 			continue
 		}
 		standing, err := workload.Standing(tx, obj.GetMeta())
