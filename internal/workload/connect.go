@@ -1,6 +1,7 @@
 package workload
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"maps"
@@ -119,6 +120,8 @@ type ports struct {
 	want     map[string][]network.Published
 	expected map[string]bool // not looked at since the daemon started
 	behind   bool            // the last publish failed or was held back
+	given    []network.Published
+	left     map[string]error // why not all of a workload's are published
 }
 
 // expect holds publishing back until set was called for all names.
@@ -145,15 +148,37 @@ func (p *ports) set(ctx context.Context, name string, published []network.Publis
 	}
 	delete(p.expected, name)
 	if !p.behind || len(p.expected) > 0 {
-		return nil
+		return p.left[name]
 	}
-	var all []network.Published
-	for _, name := range slices.Sorted(maps.Keys(p.want)) {
-		all = append(all, p.want[name]...)
-	}
+	all, left := p.fitting()
 	if err := p.publish(ctx, all); err != nil {
 		return err
 	}
-	p.behind = false
-	return nil
+	p.behind, p.given, p.left = false, all, left
+	return left[name]
+}
+
+// fitting are the ports that can be published together. A workload that was declared
+// without a port may still serve on it, or be gone back to, when another one has it:
+// it stays with whom it was given to.
+func (p *ports) fitting() (all []network.Published, left map[string]error) {
+	for _, name := range slices.Sorted(maps.Keys(p.want)) {
+		all = append(all, p.want[name]...)
+	}
+	if network.Conflicts(all) == nil {
+		return all, nil
+	}
+	slices.SortStableFunc(all, func(a, b network.Published) int {
+		return cmp.Compare(slices.Index(p.given, b), slices.Index(p.given, a))
+	})
+	left = map[string]error{}
+	var fit []network.Published
+	for _, port := range all {
+		if err := network.Conflicts(append(slices.Clip(fit), port)); err != nil {
+			left[port.Workload] = err
+			continue
+		}
+		fit = append(fit, port)
+	}
+	return fit, left
 }

@@ -3,7 +3,9 @@ package workload
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -50,6 +52,36 @@ func TestLoopDeniesTheLAN(t *testing.T) {
 		want(false)
 		m.apply("web", "web:2", denyLAN)
 		want(true)
+	})
+}
+
+// Two that want the same port, as one is not yet what it is declared to be: whoever
+// has it keeps it, all others are published, and it is handed over when it is free.
+func TestPortsAreHandedOver(t *testing.T) {
+	inMachine(t, func(m *machine) {
+		on := func(port uint32) func(*v1.WorkloadSpec) {
+			return func(s *v1.WorkloadSpec) { s.Ports = []*v1.Port{{HostPort: port, Port: 80}} }
+		}
+		want := func(list ...string) {
+			t.Helper()
+			slices.Sort(m.net.published)
+			if diff := cmp.Diff(list, m.net.published); diff != "" {
+				t.Error(diff)
+			}
+		}
+		m.apply("web", "web:1", on(8080))
+		m.apply("web", "absent:1", on(8081)) // and serves on 8080
+		m.apply("after", "web:1", on(8080))
+		m.apply("other", "web:1", on(9090))
+		want("other 9090/tcp", "web 8080/tcp")
+		m.says("after", `running, but: publish port of workload "after": port 8080/tcp is already published by workload "web"`)
+		m.apply("web", "web:2", on(8081))
+		want("after 8080/tcp", "other 9090/tcp", "web 8081/tcp")
+		m.rest(10 * time.Minute)
+		m.says("after", "running")
+		m.kill()
+		m.boot()
+		want("after 8080/tcp", "other 9090/tcp", "web 8081/tcp")
 	})
 }
 

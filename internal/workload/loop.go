@@ -361,7 +361,7 @@ func (l *Loop) once(ctx context.Context, name string) (after time.Duration, more
 	networkErr := l.connect(ctx, obj, m, d, seen)
 	l.watchHealth(ctx, obj, m, d, seen)
 	if networkErr != nil && d.Status.Phase == v1.Phase_PHASE_RUNNING {
-		d.Status.Message = "running, but: " + networkErr.Error()
+		d.Status.Message = "running, but: " + plain(networkErr, obj.Meta.Name)
 	}
 	if d.Step.Do == stepWait {
 		// Whoever reads that it has stopped finds its volumes given back.
