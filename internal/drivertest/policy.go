@@ -61,6 +61,7 @@ func (s *suite) policy(t *testing.T) {
 			p.keep(t, "policy-"+strings.ReplaceAll(tc.name, " ", "-"), tc.restart, tc.code, tc.again)
 		})
 	}
+	t.Run("LIFE-05 replace", p.replace)
 }
 
 type policies struct {
@@ -72,16 +73,9 @@ type policies struct {
 // keep declares a workload, waits for what the policy makes of its end, and
 // deletes it.
 func (p *policies) keep(t *testing.T, name, restart string, code int32, again bool) {
-	obj := &v1.Object{
-		Meta: &v1.Meta{Kind: policyKind, Name: name},
-		Kind: &v1.Object_Workload{Workload: &v1.Workload{Spec: &v1.WorkloadSpec{
-			Image: p.base.Name, Command: []string{"/payload"}, Args: []string{"exit", fmt.Sprint(code)}, Restart: restart, Network: "none",
-		}}},
-	}
-	if _, err := p.store.Apply(t.Context(), []*v1.Object{obj}, false, nil); err != nil {
-		t.Fatal(err)
-	}
-	p.loop.Wake(name)
+	p.declare(t, name, &v1.WorkloadSpec{
+		Image: p.base.Name, Command: []string{"/payload"}, Args: []string{"exit", fmt.Sprint(code)}, Restart: restart, Network: "none",
+	})
 	p.until(t, name, func(status *v1.WorkloadStatus) bool {
 		if again {
 			return status.GetRestarts() > 0
@@ -93,6 +87,15 @@ func (p *policies) keep(t *testing.T, name, restart string, code int32, again bo
 	}
 	p.loop.Wake(name)
 	p.until(t, name, nil)
+}
+
+func (p *policies) declare(t *testing.T, name string, spec *v1.WorkloadSpec) {
+	t.Helper()
+	obj := &v1.Object{Meta: &v1.Meta{Kind: policyKind, Name: name}, Kind: &v1.Object_Workload{Workload: &v1.Workload{Spec: spec}}}
+	if _, err := p.store.Apply(t.Context(), []*v1.Object{obj}, false, nil); err != nil {
+		t.Fatal(err)
+	}
+	p.loop.Wake(name)
 }
 
 // until waits for a status, or with nil for the object to be gone.
