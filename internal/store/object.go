@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -38,6 +39,9 @@ type view struct {
 	old map[string]*v1.Object
 	// renewed are the objects that Renew has changed; nil where nothing is applied.
 	renewed *[]*v1.Object
+	// listed is what List gave while checks look at one state of the store; nil where
+	// it is being written to.
+	listed *[]*v1.Object
 }
 
 // Classes of kinds that this version knows.
@@ -78,6 +82,26 @@ func (v view) Get(kind, name string) (*v1.Object, error) {
 }
 
 func (v view) List(kind string) ([]*v1.Object, error) {
+	if v.listed == nil {
+		return v.read(kind)
+	}
+	if *v.listed == nil {
+		all, err := v.read("")
+		if err != nil {
+			return nil, err
+		}
+		*v.listed = all
+	}
+	var objs []*v1.Object
+	for _, obj := range *v.listed {
+		if kind == "" || obj.GetMeta().GetKind() == kind {
+			objs = append(objs, obj)
+		}
+	}
+	return objs, nil
+}
+
+func (v view) read(kind string) ([]*v1.Object, error) {
 	var objs []*v1.Object
 	err := v.tx.Bucket(bucketObjects).ForEach(func(key, data []byte) error {
 		obj, err := readObject(v.tx, key, data)
@@ -169,6 +193,7 @@ func distinct(objs []*v1.Object) error {
 }
 
 func checkAll(v view, results []*v1.ApplyResult, check func(View, []*v1.Object) error) error {
+	v.listed = new([]*v1.Object) // checks ask again and again
 	all, err := v.List("")
 	if err != nil {
 		return err
@@ -442,14 +467,17 @@ func (s *Store) putStatus(uid string, status proto.Message, events []Happening) 
 	})
 }
 
-func byUID(tx *bolt.Tx, uid string) (*v1.Object, error) {
-	all, err := view{tx: tx}.List("")
-	if err != nil {
-		return nil, err
-	}
-	for _, obj := range all {
-		if obj.GetMeta().GetUid() == uid {
-			return obj, nil
+// byUID gives an object, nil when there is none of that uid. Only one that may be it is
+// decoded: a status is written often, and there are many objects.
+func byUID(tx *bolt.Tx, uid string) (found *v1.Object, err error) {
+	c := tx.Bucket(bucketObjects).Cursor()
+	for key, data := c.First(); key != nil; key, data = c.Next() {
+		if !bytes.Contains(data, []byte(uid)) {
+			continue
+		}
+		obj, err := readObject(tx, key, data)
+		if err != nil || obj.GetMeta().GetUid() == uid {
+			return obj, err
 		}
 	}
 	return nil, nil

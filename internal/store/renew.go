@@ -23,6 +23,9 @@ func (v view) Renew(name, event, text string) (*v1.Object, error) {
 		return nil, err
 	}
 	*v.renewed = append(*v.renewed, obj)
+	if v.listed != nil {
+		*v.listed = nil
+	}
 	return obj, noteText(v.tx, obj, event, text)
 }
 
