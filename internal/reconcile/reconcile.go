@@ -26,6 +26,9 @@ type Options struct {
 	BackoffMin time.Duration                  // after the first error, 100 ms
 	BackoffMax time.Duration                  // 5 min
 	Keys       func(context.Context) []string // all keys, for the full pass; may be nil
+	// Passed is told how long a full pass took, from asking for the keys until each
+	// was called; may be nil. It must not wait.
+	Passed func(took time.Duration)
 }
 
 // Func brings one key closer to what is declared. again above zero asks for
@@ -42,6 +45,13 @@ type Queue struct {
 	ready  []string
 	signal chan struct{} // something is ready
 	ended  bool
+	pass   *fullPass // the full pass that is under way, nil for none
+}
+
+// fullPass is one that is under way, with the keys that are not called yet.
+type fullPass struct {
+	began time.Time
+	left  map[string]struct{}
 }
 
 // entry is what the queue knows of a key with something pending.
@@ -146,14 +156,35 @@ func (q *Queue) resync(ctx context.Context) {
 	if q.opts.Keys == nil {
 		return
 	}
+	now := &fullPass{began: time.Now(), left: map[string]struct{}{}}
 	keys := q.opts.Keys(ctx)
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for _, key := range keys {
 		if e := q.keys[key]; e == nil || e.failures == 0 {
 			q.wake(key)
+			now.left[key] = struct{}{}
 		}
 	}
+	if q.pass == nil { // else it goes on: one of its calls takes long
+		q.pass = now
+		q.called("") // without keys it is over
+	}
+}
+
+// called notes the end of a call that began after the last wake-up of its key.
+func (q *Queue) called(key string) {
+	if q.pass == nil {
+		return
+	}
+	delete(q.pass.left, key)
+	if len(q.pass.left) > 0 {
+		return
+	}
+	if q.opts.Passed != nil {
+		q.opts.Passed(time.Since(q.pass.began))
+	}
+	q.pass = nil
 }
 
 func (q *Queue) take() (string, bool) {
@@ -183,6 +214,9 @@ func (q *Queue) call(ctx context.Context, key string) {
 		again = q.backoff(e.failures)
 	} else {
 		e.failures = 0
+	}
+	if !e.woken {
+		q.called(key)
 	}
 	switch {
 	case e.woken:

@@ -164,6 +164,49 @@ func TestFullPass(t *testing.T) {
 	})
 }
 
+// A pass ends with the last call that began after it did, whatever else is called
+// meanwhile, and the next one is timed anew.
+func TestFullPassIsTimed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		took := make(chan time.Duration, 9)
+		opts := Options{
+			Workers: 2, Resync: time.Minute, Passed: func(d time.Duration) { took <- d },
+			Keys: func(context.Context) []string { time.Sleep(time.Second); return []string{"a", "b", "c"} },
+		}
+		var calls atomic.Int32
+		q, _ := start(t, opts, func(_ context.Context, key string) (time.Duration, error) {
+			if key == "other" {
+				return 0, nil
+			}
+			n := calls.Add(1)
+			time.Sleep(4 * time.Second)
+			if n > 3 {
+				return 0, errors.New("fails")
+			}
+			return 0, nil
+		})
+		pass(3 * time.Second)
+		q.Wake("a") // it runs: the pass waits for its second call
+		q.Wake("other")
+		pass(3 * time.Second)
+		if len(took) > 0 {
+			t.Errorf("over after %v", <-took)
+		}
+		pass(30 * time.Second)
+		if d := <-took; d != 9*time.Second || len(took) > 0 {
+			t.Errorf("it took %v, and there were %d more", d, len(took))
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		var passes atomic.Int32
+		start(t, Options{Resync: time.Minute, Passed: func(time.Duration) { passes.Add(1) }, Keys: func(context.Context) []string { return nil }}, nil)
+		pass(150 * time.Second)
+		if n := passes.Load(); n != 3 {
+			t.Errorf("%d passes over nothing, want 3", n)
+		}
+	})
+}
+
 func TestRunWaitsForItsCalls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ended := false

@@ -83,6 +83,7 @@ type Loop struct {
 	ports   *ports
 	pulls   chan struct{}
 	prober  *health.Prober
+	passed  atomic.Int64 // time.Duration of the last full pass
 
 	mu       sync.Mutex
 	memory   map[string]*memory
@@ -138,12 +139,17 @@ func NewLoop(opts LoopOptions) *Loop {
 	l.prober = health.NewProber(l.Wake)
 	l.queue = reconcile.New(reconcile.Options{
 		Workers: opts.Workers, BackoffMin: backoffMin, BackoffMax: backoffMax, Keys: l.keys,
+		Passed: func(took time.Duration) { l.passed.Store(int64(took)) },
 	}, l.reconcile)
 	return l
 }
 
 // Wake has a workload looked at soon.
 func (l *Loop) Wake(name string) { l.queue.Wake(name) }
+
+// LastPass is how long the last look at all workloads took, with the steps that it led
+// to; 0 before the end of the first.
+func (l *Loop) LastPass() time.Duration { return time.Duration(l.passed.Load()) }
 
 // Run works until ctx ends or StopAll is called.
 func (l *Loop) Run(ctx context.Context) error {
