@@ -13,9 +13,9 @@ const (
 	serviceScore     = -500 // for both: workloads go first when memory runs out
 )
 
-// config is containerd's. Layers are kept as EROFS files that containers mount and
+// ContainerdTOML is containerd's configuration. Layers are kept as EROFS files that containers mount and
 // microVMs get as they are; writable layers are folders in /perm.
-const config = `version = 4
+const ContainerdTOML = `version = 4
 root = "/perm/containerd"
 state = "/run/containerd"
 oom_score = -500
@@ -55,7 +55,7 @@ func (m *machine) startServices(ctx context.Context) {
 			score: serviceScore,
 		}
 		m.step("containerd", func() error {
-			if err := os.WriteFile(containerdConfig, []byte(config), 0o644); err != nil {
+			if err := os.WriteFile(containerdConfig, []byte(ContainerdTOML), 0o644); err != nil {
 				return err
 			}
 			return m.start(ctx, m.containerd)
