@@ -322,6 +322,7 @@ func (d *daemon) newServer(id *identity.Identity) (*grpc.Server, error) {
 		d.volumes = volume.New(volume.Options{Store: d.store, Content: d.images, Freed: d.freed, Log: slog.Default()})
 		d.configure()
 		o.Traffic, o.Room, o.MachineMemory = d.traffic, room, microvm.Memory
+		o.LastPass = d.lastPass
 		o.Registries, o.Images, o.Runtime, o.Volumes = book, patientImages{d.images, d}, patientRuntime{d}, patientVolumes{d.volumes, d}
 	}
 	return server.New(o)
@@ -465,6 +466,14 @@ func (d *daemon) upstreams(s uplink.State) {
 			slog.Error("keep event", "error", err)
 		}
 	}
+}
+
+// lastPass is the loop's, once there is one.
+func (d *daemon) lastPass() time.Duration {
+	if loop := d.loop.Load(); loop != nil {
+		return loop.LastPass()
+	}
+	return 0
 }
 
 // traffic of workloads, once there is a network of theirs.

@@ -42,6 +42,7 @@ var (
 	descUplink  = desc("uplink_up", "1 when the capsule has an address on its uplink.")
 	descClock   = desc("clock_synchronized", "1 when the clock was set by a time server.")
 	descNew     = desc("update_tentative", "1 while the running system is not confirmed and may be rolled back.")
+	descPass    = desc("full_pass_seconds", "Time that the last look at all workloads took, with the steps that it led to.")
 	descEvents  = desc("events_total", "Events that happened on this installation; the number of the newest.")
 	descPerm    = desc("perm_size_bytes", "Size of /perm, which holds state, images and logs.")
 	descPermOff = desc("perm_free_bytes", "Bytes of /perm that are free.")
@@ -83,7 +84,7 @@ var (
 )
 
 var allDescs = []*prometheus.Desc{
-	descBuild, descMode, descBoot, descStarts, descUplink, descClock, descNew, descEvents, descPerm, descPermOff,
+	descBuild, descMode, descBoot, descStarts, descUplink, descClock, descNew, descPass, descEvents, descPerm, descPermOff,
 	descCPUs, descCPU, descMemory, descUsed, descRead, descWritten, descReceived, descSent,
 	descPool, descPoolUsed, descPoolMeta, descPoolMetaUsed, descPoolPromised, descPoolLevel,
 	descVolume, descVolumeUsed, descVolumeState,
@@ -162,6 +163,9 @@ func (c *collector) machine(s metricSink) {
 	s.gauge(descUplink, truth(len(info.GetAddresses()) > 0))
 	s.gauge(descClock, truth(info.GetClockSynchronized()))
 	s.gauge(descNew, truth(c.Updates != nil && c.Updates.Tentative() != nil))
+	if c.LastPass != nil && c.LastPass() > 0 {
+		s.gauge(descPass, c.LastPass().Seconds())
+	}
 	if info.GetPermTotal() > 0 {
 		s.gauge(descPerm, float64(info.GetPermTotal()))
 		s.gauge(descPermOff, float64(info.GetPermFree()))

@@ -61,6 +61,9 @@ type Options struct {
 	Secrets *secret.Book
 	// Network tries changes of the machine's network; nil where there are none.
 	Network *uplink.Trials
+	// LastPass is how long the last look at all workloads took, 0 when there was none;
+	// nil where none are looked at.
+	LastPass func() time.Duration
 	// Traffic of workloads over their links, by name; nil where none is counted.
 	Traffic func() (map[string]network.Traffic, error)
 	// Room for workloads; nil where nobody asks.

@@ -32,6 +32,7 @@ func sampled(t *testing.T, names ...string) *box {
 	all := map[string]workload.RunningInstance{}
 	b := newBox(t, func(o *Options) {
 		o.Runtime = hostDriver{all: all}
+		o.LastPass = func() time.Duration { return 250 * time.Millisecond }
 		o.Traffic = func() (map[string]network.Traffic, error) {
 			return map[string]network.Traffic{"web": {Received: 100, Sent: 200}, "host": {Received: 1}}, nil
 		}
