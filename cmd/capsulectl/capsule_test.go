@@ -23,6 +23,7 @@ import (
 
 	capsulev1 "capsule/api/capsule/v1"
 	"capsule/internal/audit"
+	"capsule/internal/config"
 	"capsule/internal/contexts"
 	"capsule/internal/filecopy"
 	"capsule/internal/identity"
@@ -84,7 +85,7 @@ func startUnclaimed(dir string, defers func(func())) (*testCapsule, error) {
 // serve runs the capsule until the test ends.
 func (c *testCapsule) serve(updates server.Updates, defers func(func())) error {
 	dir := c.dir
-	config, err := c.id.ServerTLS("capsule-test")
+	tlsConfig, err := c.id.ServerTLS("capsule-test")
 	if err != nil {
 		return err
 	}
@@ -113,7 +114,7 @@ func (c *testCapsule) serve(updates server.Updates, defers func(func())) error {
 		return err
 	}
 	srv, err := server.New(server.Options{
-		TLS: config, Identity: c.id, Audit: auditLog, Store: st, Images: images, Volumes: volumes, Secrets: secrets, Updates: updates, Version: "v1.2.3", Registries: image.NewRegistryBook(st.Bucket("registries")), Runtime: loop,
+		TLS: tlsConfig, Identity: c.id, Audit: auditLog, Store: st, Images: images, Volumes: volumes, Secrets: secrets, Updates: updates, Version: "v1.2.3", Registries: config.NewRegistries(st, secrets), Runtime: loop,
 		Kinds: []string{"Container"}, Machine: testMachine{dir}, LogDir: logDir, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {

@@ -69,7 +69,8 @@ func (d *daemon) configure() {
 		network = d.trials
 	}
 	d.config = config.New(config.Options{
-		Store: d.store, Rename: d.rename, Network: network, Clock: d.askTime,
+		Store: d.store, Registries: d.registries, Settled: func() bool { return d.updates.Tentative() == nil },
+		Rename: d.rename, Network: network, Clock: d.askTime,
 		Logs: saveLogLimits, Pool: d.volumes.SetLimits,
 		Kernel: func(args []string) (slot.Arguments, error) { return slot.SetArguments(d.machine.boot, args) },
 		Log:    slog.Default(),

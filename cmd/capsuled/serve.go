@@ -63,25 +63,26 @@ const (
 // daemon is the serve role: it brings the parts together. The API comes first
 // and waits for nothing; all else joins when it can.
 type daemon struct {
-	machine   *machine
-	store     *store.Store // a copy, or nil, in recovery mode
-	client    *containerd.Client
-	conn      *grpc.ClientConn
-	images    *image.Store
-	volumes   *volume.Manager // nil in recovery mode
-	secrets   *secret.Book    // nil in recovery mode
-	kept      chan struct{}   // closed once volumes are usable
-	loop      atomic.Pointer[workload.Loop]
-	looping   chan struct{} // closed once the loop is there
-	updates   *update.Manager
-	installer *installer.Installer // nil but on a stick
-	network   atomic.Pointer[network.Network]
-	trials    *uplink.Trials // of the machine's own network; nil when nothing is declared
-	audit     *audit.Log     // nil where none can be kept
-	found     *discovery
-	config    *config.Config // nil in recovery mode
-	timing    chan struct{}  // the time servers are others
-	filtered  chan struct{}  // closed once making the network was tried
+	machine    *machine
+	store      *store.Store // a copy, or nil, in recovery mode
+	client     *containerd.Client
+	conn       *grpc.ClientConn
+	images     *image.Store
+	volumes    *volume.Manager // nil in recovery mode
+	secrets    *secret.Book    // nil in recovery mode
+	kept       chan struct{}   // closed once volumes are usable
+	loop       atomic.Pointer[workload.Loop]
+	looping    chan struct{} // closed once the loop is there
+	updates    *update.Manager
+	installer  *installer.Installer // nil but on a stick
+	network    atomic.Pointer[network.Network]
+	trials     *uplink.Trials // of the machine's own network; nil when nothing is declared
+	audit      *audit.Log     // nil where none can be kept
+	found      *discovery
+	config     *config.Config // nil in recovery mode, as are registries
+	registries *config.Registries
+	timing     chan struct{} // the time servers are others
+	filtered   chan struct{} // closed once making the network was tried
 
 	announced atomic.Bool // process 1 knows that all works
 	silent    atomic.Bool // the API has not answered the last call of our own
@@ -299,12 +300,12 @@ func (d *daemon) api() (*grpc.Server, net.Listener, *pulse, error) {
 
 // newServer makes the API of all parts that there are in this mode.
 func (d *daemon) newServer(id *identity.Identity) (*grpc.Server, error) {
-	config, err := id.ServerTLS(d.machine.called())
+	tlsConfig, err := id.ServerTLS(d.machine.called())
 	if err != nil {
 		return nil, err
 	}
 	d.openAudit()
-	o := server.Options{TLS: config, Identity: id, Store: d.store, Machine: d.machine, Network: d.trials, Kinds: kinds(), Audit: d.audit, Log: slog.Default()}
+	o := server.Options{TLS: tlsConfig, Identity: id, Store: d.store, Machine: d.machine, Network: d.trials, Kinds: kinds(), Audit: d.audit, Log: slog.Default()}
 	if d.machine.installs {
 		d.installer = d.newInstaller(id)
 		o.Installer = d.installer
@@ -315,15 +316,15 @@ func (d *daemon) newServer(id *identity.Identity) (*grpc.Server, error) {
 		o.Updates = d.updates
 	}
 	if d.machine.normal() {
-		book := image.NewRegistryBook(d.store.Bucket("registries"))
-		d.images = image.Open(d.client, book)
 		d.secrets = secret.Open(d.store, secret.KeyFile, nil)
 		o.Secrets = d.secrets
+		d.registries = config.NewRegistries(d.store, d.secrets)
+		d.images = image.Open(d.client, d.registries)
 		d.volumes = volume.New(volume.Options{Store: d.store, Content: d.images, Freed: d.freed, Log: slog.Default()})
 		d.configure()
 		o.Traffic, o.Room, o.MachineMemory = d.traffic, room, microvm.Memory
 		o.LastPass = d.lastPass
-		o.Registries, o.Images, o.Runtime, o.Volumes = book, patientImages{d.images, d}, patientRuntime{d}, patientVolumes{d.volumes, d}
+		o.Registries, o.Images, o.Runtime, o.Volumes = d.registries, patientImages{d.images, d}, patientRuntime{d}, patientVolumes{d.volumes, d}
 	}
 	return server.New(o)
 }

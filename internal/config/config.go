@@ -42,7 +42,10 @@ const (
 
 // Options are the parts of the machine that are configured.
 type Options struct {
-	Store *store.Store
+	Store      *store.Store
+	Registries *Registries
+	// Settled tells that this version of Capsule is not gone back from by itself.
+	Settled func() bool
 	// Rename gives the machine its name, "" the one that it was made with, and says
 	// which it has now.
 	Rename func(name string) (string, error)
@@ -76,6 +79,8 @@ type Config struct {
 	ntp    []string
 	args   []string
 	kernel *slot.Arguments // nil while it is to be looked at
+
+	cleared bool // of what was set before there was a configuration
 }
 
 // New makes one; Run makes it work.
@@ -191,24 +196,12 @@ func (c *Config) pass(ctx context.Context) error {
 	return c.opts.Store.PutCapsuleStatus(obj.GetMeta().GetUid(), s, happened...)
 }
 
-// object gives what is declared. At the first start it is made.
+// object gives what is declared. At the first start it is made, of what was set before.
 func (c *Config) object(ctx context.Context) (*v1.Object, error) {
-	obj, err := c.opts.Store.Get(manifest.KindCapsule, manifest.CapsuleName)
-	if !errdefs.IsNotFound(err) {
-		return obj, err
+	if err := c.inherit(ctx); err != nil {
+		return nil, err
 	}
-	result, err := c.opts.Store.Edit(ctx, manifest.KindCapsule, manifest.CapsuleName, c.begin, nil)
-	return result.GetObject(), err
-}
-
-// begin makes the first configuration of what was set before there was one.
-func (c *Config) begin(obj *v1.Object) error {
-	if obj.GetCapsule() != nil { // declared meanwhile
-		return nil
-	}
-	spec := &v1.CapsuleSpec{}
-	obj.Kind = &v1.Object_Capsule{Capsule: &v1.Capsule{Spec: spec}}
-	return nil
+	return c.opts.Store.Get(manifest.KindCapsule, manifest.CapsuleName)
 }
 
 // network tells how the network stands.

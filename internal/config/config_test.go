@@ -12,12 +12,14 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-tpm/tpm2/transport"
 	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	v1 "capsule/api/capsule/v1"
 	"capsule/api/manifest"
 	"capsule/internal/logs"
+	"capsule/internal/secret"
 	"capsule/internal/slot"
 	"capsule/internal/store"
 	"capsule/internal/uplink"
@@ -35,6 +37,7 @@ type parts struct {
 	kernel  slot.Arguments
 	network uplink.TrialStatus
 	broken  error // of Rename
+	settled bool
 }
 
 func (p *parts) Follow() {}
@@ -59,11 +62,18 @@ func open(t *testing.T) *store.Store {
 	return st
 }
 
+// secretBook keeps secrets on a machine without a TPM.
+func secretBook(t *testing.T, st *store.Store) *secret.Book {
+	t.Helper()
+	return secret.Open(st, filepath.Join(t.TempDir(), "secret.keys"), func() (transport.TPMCloser, error) { return nil, errors.New("no TPM in tests") })
+}
+
 func newConfig(t *testing.T) (*Config, *parts) {
 	t.Helper()
 	p := &parts{}
+	st := open(t)
 	return New(Options{
-		Store: open(t), Rename: p.rename, Network: p, Clock: func() { p.asked++ },
+		Store: st, Registries: NewRegistries(st, secretBook(t, st)), Settled: func() bool { return p.settled }, Rename: p.rename, Network: p, Clock: func() { p.asked++ },
 		Logs: func(l logs.Limits) error { p.logs = l; return nil },
 		Pool: func(l volume.Limits) { p.pool = l },
 		Kernel: func(args []string) (slot.Arguments, error) {

@@ -100,11 +100,13 @@ func (s *Store) source(name string) (*source, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 	}
-	src := &source{host: reference.Domain(named)}
-	if s.registries != nil {
-		src.access, _ = s.registries.Lookup(src.host)
+	host := reference.Domain(named)
+	all, err := ways(s.registries, host)
+	if err != nil {
+		return nil, err
 	}
-	src.resolver, err = resolver(src.host, src.access)
+	src := &source{host: host, access: all[len(all)-1].access}
+	src.resolver, err = resolver(all)
 	return src, err
 }
 

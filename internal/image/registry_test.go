@@ -1,85 +1,48 @@
 package image
 
 import (
-	"maps"
+	"errors"
 	"net/http"
-	"slices"
 	"strings"
 	"testing"
 
-	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
 
-	v1 "capsule/api/capsule/v1"
 	"capsule/internal/imagetest"
 )
 
-// memory is a KV; the store's own bucket has its tests.
-type memory map[string][]byte
+// keyed is a Registries in memory.
+type keyed map[string]RegistryAccess
 
-func (m memory) Get(key string) ([]byte, bool, error) { v, ok := m[key]; return v, ok, nil }
-func (m memory) Put(key string, value []byte) error   { m[key] = value; return nil }
-func (m memory) Delete(key string) error              { delete(m, key); return nil }
-func (m memory) Each(fn func(string, []byte) error) error {
-	for _, key := range slices.Sorted(maps.Keys(m)) {
-		if err := fn(key, m[key]); err != nil {
-			return err
-		}
+func (k keyed) Lookup(host string) (RegistryAccess, error) {
+	if host == "held.lan" {
+		return RegistryAccess{}, errors.New("secret \"logins\" is not declared")
 	}
-	return nil
+	return k[host], nil
 }
 
-func TestRegistryBook(t *testing.T) {
-	b := NewRegistryBook(memory{})
-	server := imagetest.Registry(t, imagetest.RegistryOptions{TLS: true})
-	for _, bad := range []struct {
-		r        *v1.Registry
-		password string
-	}{
-		{&v1.Registry{}, ""},
-		{&v1.Registry{Host: "http://x"}, ""},
-		{&v1.Registry{Host: "bob:pw@x"}, ""},
-		{&v1.Registry{Host: "x", CaPem: []byte("none")}, ""},
-		{&v1.Registry{Host: "x", CaPem: server.CA, PlainHttp: true}, ""},
-		{&v1.Registry{Host: "x"}, "password without a user"},
+func TestWays(t *testing.T) {
+	known := keyed{
+		"docker.io":       {Mirrors: []string{"mirror.lan:5000", "other.lan"}, Username: "bob"},
+		"mirror.lan:5000": {PlainHTTP: true, Mirrors: []string{"far.lan"}}, // of its own images
+		"sad.lan":         {Mirrors: []string{"held.lan"}},
+	}
+	for host, want := range map[string][]way{
+		"docker.io": {{"mirror.lan:5000", known["mirror.lan:5000"]}, {"other.lan", RegistryAccess{}}, {"docker.io", known["docker.io"]}},
+		"plain.lan": {{"plain.lan", RegistryAccess{}}},
 	} {
-		if err := b.Set(bad.r, bad.password); !errdefs.IsInvalidArgument(err) {
-			t.Errorf("%v: %v", bad.r, err)
+		got, err := ways(known, host)
+		if diff := cmp.Diff(want, got, cmp.AllowUnexported(way{})); diff != "" || err != nil {
+			t.Errorf("%s: %v (-want +got):\n%s", host, err, diff)
 		}
 	}
-	set := func(r *v1.Registry, password string) {
-		t.Helper()
-		if err := b.Set(r, password); err != nil {
-			t.Fatal(err)
+	for _, host := range []string{"held.lan", "sad.lan"} {
+		if _, err := ways(known, host); err == nil || !strings.Contains(err.Error(), "registry "+host) || !strings.Contains(err.Error(), "is not declared") {
+			t.Errorf("%s: %v", host, err)
 		}
 	}
-	set(&v1.Registry{Host: "Registry-1.docker.io", Username: "bob"}, "one")
-	set(&v1.Registry{Host: "lan:5000", PlainHttp: true}, "")
-	if a, ok := b.Lookup("docker.io"); !ok || a.Password != "one" || a.Username != "bob" {
-		t.Errorf("%v %v", a.Username, ok)
-	}
-	set(&v1.Registry{Host: "docker.io", Username: "bob", CaPem: server.CA}, "")
-	if a, _ := b.Lookup("docker.io"); a.Password != "one" || len(a.CA) == 0 {
-		t.Error("the password of the same user did not stay")
-	}
-	set(&v1.Registry{Host: "docker.io", Username: "eve"}, "")
-	if a, _ := b.Lookup("docker.io"); a.Password != "" {
-		t.Error("another user has the password")
-	}
-	list, err := b.List()
-	if err != nil || len(list) != 2 || list[1].GetHost() != "lan:5000" || !list[1].GetPlainHttp() {
-		t.Errorf("%v %v", list, err)
-	}
-	if err := b.Delete("lan:5000"); err != nil {
-		t.Error(err)
-	}
-	if err := b.Delete("lan:5000"); !errdefs.IsNotFound(err) {
-		t.Error(err)
-	}
-	if _, ok := b.Lookup("lan:5000"); ok {
-		t.Error("still there")
-	}
-	if _, ok := b.Lookup("a b"); ok {
-		t.Error("found nonsense")
+	if got, err := ways(nil, "a.lan"); err != nil || len(got) != 1 {
+		t.Errorf("%v, %v", got, err)
 	}
 }
 

@@ -36,6 +36,7 @@ type Book struct {
 	// sealing is read-locked while something sealed is on its way into the store, so
 	// that no key is dropped meanwhile.
 	sealing sync.RWMutex
+	putting sync.Mutex // makes Put one step
 }
 
 // Open gives the book of a store, with the machine's keys in a file, which is made

@@ -86,7 +86,8 @@ func Users(objs []*v1.Object, name string) []string {
 	return slices.Compact(users)
 }
 
-// Refs are the values that a workload names, "SECRET/KEY", sorted, each once.
+// Refs are the values that a workload, or the machine, names, "SECRET/KEY", sorted, each
+// once.
 func Refs(obj *v1.Object) []string {
 	var refs []string
 	spec := obj.GetWorkload().GetSpec()
@@ -95,6 +96,11 @@ func Refs(obj *v1.Object) []string {
 	}
 	for _, file := range spec.GetFiles() {
 		if ref := file.GetSecret(); ref != "" {
+			refs = append(refs, ref)
+		}
+	}
+	for _, r := range obj.GetCapsule().GetSpec().GetRegistries() {
+		if ref := r.GetPassword(); ref != "" {
 			refs = append(refs, ref)
 		}
 	}

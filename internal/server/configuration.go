@@ -8,7 +8,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	capsulev1 "capsule/api/capsule/v1"
-	"capsule/api/manifest"
+	"capsule/internal/config"
 	"capsule/internal/identity"
 )
 
@@ -69,15 +69,5 @@ func (o *Options) configure(ctx context.Context, edit func(*capsulev1.CapsuleSpe
 	if err != nil {
 		return err
 	}
-	_, err = st.Edit(ctx, manifest.KindCapsule, manifest.CapsuleName, func(obj *capsulev1.Object) error {
-		if obj.GetCapsule().GetSpec() == nil {
-			obj.Kind = &capsulev1.Object_Capsule{Capsule: &capsulev1.Capsule{Spec: &capsulev1.CapsuleSpec{}}}
-		}
-		if err := edit(obj.GetCapsule().GetSpec()); err != nil {
-			return err
-		}
-		manifest.Default(obj)
-		return manifest.Validate(obj)
-	}, nil)
-	return err
+	return config.Edit(ctx, st, edit)
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	capsulev1 "capsule/api/capsule/v1"
+	"capsule/internal/config"
 	"capsule/internal/image"
 	"capsule/internal/workload"
 )
@@ -150,19 +151,19 @@ func (s *images) Prune(ctx context.Context, req *capsulev1.PruneRequest) (*capsu
 	return cache.Prune(ctx, used, req.GetDryRun())
 }
 
-func (s *images) book() (*image.RegistryBook, error) {
+func (s *images) book() (*config.Registries, error) {
 	if s.Registries == nil {
 		return nil, errNoState
 	}
 	return s.Registries, nil
 }
 
-func (s *images) SetRegistry(_ context.Context, req *capsulev1.SetRegistryRequest) (*capsulev1.SetRegistryResponse, error) {
+func (s *images) SetRegistry(ctx context.Context, req *capsulev1.SetRegistryRequest) (*capsulev1.SetRegistryResponse, error) {
 	book, err := s.book()
 	if err != nil {
 		return nil, err
 	}
-	return &capsulev1.SetRegistryResponse{}, book.Set(req.GetRegistry(), req.GetPassword())
+	return &capsulev1.SetRegistryResponse{}, book.Set(ctx, req.GetRegistry(), req.GetPassword())
 }
 
 func (s *images) ListRegistries(context.Context, *capsulev1.ListRegistriesRequest) (*capsulev1.ListRegistriesResponse, error) {
@@ -174,10 +175,10 @@ func (s *images) ListRegistries(context.Context, *capsulev1.ListRegistriesReques
 	return &capsulev1.ListRegistriesResponse{Registries: list}, err
 }
 
-func (s *images) DeleteRegistry(_ context.Context, req *capsulev1.DeleteRegistryRequest) (*capsulev1.DeleteRegistryResponse, error) {
+func (s *images) DeleteRegistry(ctx context.Context, req *capsulev1.DeleteRegistryRequest) (*capsulev1.DeleteRegistryResponse, error) {
 	book, err := s.book()
 	if err != nil {
 		return nil, err
 	}
-	return &capsulev1.DeleteRegistryResponse{}, book.Delete(req.GetHost())
+	return &capsulev1.DeleteRegistryResponse{}, book.Delete(ctx, req.GetHost())
 }

@@ -19,8 +19,8 @@ import (
 
 	capsulev1 "capsule/api/capsule/v1"
 	"capsule/internal/audit"
+	"capsule/internal/config"
 	"capsule/internal/identity"
-	"capsule/internal/image"
 	"capsule/internal/logs"
 	"capsule/internal/network"
 	"capsule/internal/quota"
@@ -54,7 +54,7 @@ type Options struct {
 	Identity   *identity.Identity
 	Store      *store.Store
 	Images     Images
-	Registries *image.RegistryBook
+	Registries *config.Registries
 	Runtime    Runtime
 	Volumes    Volumes
 	// Secrets is nil in recovery mode.

@@ -29,9 +29,9 @@ import (
 	"google.golang.org/protobuf/types/dynamicpb"
 
 	capsulev1 "capsule/api/capsule/v1"
+	"capsule/internal/config"
 	"capsule/internal/contexts"
 	"capsule/internal/identity"
-	"capsule/internal/image"
 	"capsule/internal/logs"
 	"capsule/internal/secret"
 	"capsule/internal/store"
@@ -189,7 +189,7 @@ func boxOf(t *testing.T, dir string, change func(*Options)) *box {
 	if err != nil {
 		t.Fatal(err)
 	}
-	config, err := id.ServerTLS("capsule-test")
+	tlsConfig, err := id.ServerTLS("capsule-test")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -201,9 +201,10 @@ func boxOf(t *testing.T, dir string, change func(*Options)) *box {
 		system: filepath.Join(dir, "system"), kernel: filepath.Join(dir, "kmsg"),
 		power: make(chan PowerState, 8), killed: make(chan string, 8),
 	}}
+	secrets := secret.Open(st, filepath.Join(dir, "secret.keys"), noTPM)
 	o := Options{
-		TLS: config, Identity: id, Store: st, Registries: image.NewRegistryBook(st.Bucket("registries")), Runtime: hostDriver{root: dir}, Updates: &fetchingUpdates{},
-		Secrets: secret.Open(st, filepath.Join(dir, "secret.keys"), noTPM),
+		TLS: tlsConfig, Identity: id, Store: st, Registries: config.NewRegistries(st, secrets), Runtime: hostDriver{root: dir}, Updates: &fetchingUpdates{},
+		Secrets: secrets,
 		Kinds:   []string{"Container"}, Machine: b.machine, Log: slog.New(slog.NewTextHandler(b.log, nil)),
 		LogDir: func(name string) string { return filepath.Join(b.logs, name) },
 	}
