@@ -35,7 +35,8 @@ type Set struct {
 	mu     sync.Mutex
 	loaded map[string]bool
 
-	insert func(file string) error
+	params map[string]string // by module, from the kernel's command line
+	insert func(file, params string) error
 }
 
 // A module is a line of modules.dep: its file and the files it needs, the one to
@@ -58,6 +59,9 @@ func Open(root string) (*Set, error) {
 	}
 	s.root = dir
 	s.insert = insertFile
+	if line, err := os.ReadFile("/proc/cmdline"); err == nil {
+		s.params = parameters(string(line))
+	}
 	s.noteLoaded("/proc/modules")
 	return s, nil
 }
@@ -202,7 +206,11 @@ func (s *Set) load(name string) error {
 		if s.loaded[step.name] {
 			continue
 		}
-		err := s.insert(filepath.Join(s.root, step.file))
+		file := filepath.Join(s.root, step.file)
+		err := s.insert(file, s.params[step.name])
+		if errors.Is(err, unix.EINVAL) && s.params[step.name] != "" { // better as it comes than not at all
+			err = s.insert(file, "")
+		}
 		if err == nil || errors.Is(err, unix.EEXIST) {
 			s.loaded[step.name] = true
 			continue
@@ -254,7 +262,22 @@ func (s *Set) order(name string) []step {
 	return out
 }
 
-func insertFile(file string) error {
+// parameters are those that a command line has for modules, "usbcore.quirks=…": the
+// kernel takes its own from there, and leaves those of modules to who loads them.
+func parameters(cmdline string) map[string]string {
+	all := map[string]string{}
+	for _, word := range strings.Fields(cmdline) {
+		module, param, found := strings.Cut(word, ".")
+		if !found || strings.ContainsAny(module, "=/") {
+			continue
+		}
+		module = strings.ReplaceAll(module, "-", "_")
+		all[module] = strings.TrimSpace(all[module] + " " + param)
+	}
+	return all
+}
+
+func insertFile(file, params string) error {
 	f, err := os.Open(file)
 	if err != nil {
 		return err
@@ -264,5 +287,5 @@ func insertFile(file string) error {
 	if !strings.HasSuffix(file, ".ko") {
 		flags = initCompressed
 	}
-	return unix.FinitModule(int(f.Fd()), "", flags)
+	return unix.FinitModule(int(f.Fd()), params, flags)
 }

@@ -44,7 +44,7 @@ func testSet(t *testing.T) (*Set, *[]string) {
 		t.Fatal(err)
 	}
 	var got []string
-	s.insert = func(file string) error {
+	s.insert = func(file, _ string) error {
 		name := nameOf(file)
 		got = append(got, name)
 		switch name {
@@ -56,6 +56,29 @@ func testSet(t *testing.T) (*Set, *[]string) {
 		return nil
 	}
 	return s, &got
+}
+
+func TestParameters(t *testing.T) {
+	s, _ := testSet(t)
+	s.params = parameters("quiet console=ttyS0,1.5 capsule.verity=ab usb-storage.quirks=152d:0578:u dm_mod.a=1 dm-mod.b=2 erofs.bad=x root=/a.b\n")
+	var got []string
+	s.insert = func(file, params string) error {
+		got = append(got, nameOf(file)+"("+params+")")
+		if params == "bad=x" {
+			return unix.EINVAL
+		}
+		return nil
+	}
+	if err := s.Load("dm_mod", "erofs"); err != nil {
+		t.Error(err)
+	}
+	want := "dm_mod(a=1 b=2) crc32c_generic() crc32c_intel() libcrc32c() erofs(bad=x) erofs()"
+	if diff := strings.Join(got, " "); diff != want {
+		t.Errorf("loaded %s, want %s", diff, want)
+	}
+	if s.params["usb_storage"] != "quirks=152d:0578:u" {
+		t.Errorf("%q", s.params)
+	}
 }
 
 func TestLoadOrder(t *testing.T) {
