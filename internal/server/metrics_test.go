@@ -98,6 +98,7 @@ func TestMetrics(t *testing.T) {
 			`capsule_workload_memory_bytes{kind="Container",workload="web"} 1.048576e+06`,
 			`capsule_workload_network_sent_bytes_total{kind="Container",workload="web"} 200`,
 			`capsule_mode{mode="normal"} 1`, `capsule_uplink_up 0`, `capsule_update_tentative 1`, `capsule_events_total 3`,
+			`capsule_full_pass_seconds 0.25`,
 			`capsule_volume_state{state="pending",volume="data"} 1`, `capsule_volume_size_bytes{volume="data"} 0`,
 		} {
 			if !strings.Contains(text, line+"\n") {
