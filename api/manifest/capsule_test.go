@@ -241,3 +241,25 @@ func FuzzKernelArgument(f *testing.F) {
 		}
 	})
 }
+
+// The page has the list that is checked, and the bounds.
+func TestManualOfCapsule(t *testing.T) {
+	var rows []string
+	names, forms := KernelArguments()
+	for i, name := range names {
+		rows = append(rows, fmt.Sprintf("| `%s` | %s |", name, forms[i]))
+	}
+	quotes(t, "configuration.md", append(rows,
+		fmt.Sprintf("the name, at most %d lower-case letters", HostnameMax),
+		fmt.Sprintf("links that are not as by default; at most %d |", linksMax),
+		fmt.Sprintf("`192.168.1.10/24`; at most %d |", addressesMax),
+		fmt.Sprintf("addresses of name servers, at most %d |", serversMax),
+		fmt.Sprintf("names or addresses, at most %d;", serversMax),
+		fmt.Sprintf("in order; at most %d.", mirrorsMax),
+		fmt.Sprintf("| `%s` | of one file, `%s` to `%s` |", FormatSize(LogSize), FormatSize(LogSizeMin), FormatSize(LogSizeMax)),
+		fmt.Sprintf("| `%d` | files of a workload, %d to %d.", LogFiles, LogFilesMin, LogFilesMax),
+		fmt.Sprintf("| `%d` | used, from which on it is told; %d to %d |", PoolWarn, PoolWarnMin, PoolLimitMax-1),
+		fmt.Sprintf("| `%d` | used, from which on nothing is made that would need more; at most %d |", PoolLimit, PoolLimitMax),
+		fmt.Sprintf("| `%d` | of the pool's size that volumes may promise together, %d to %d |", PoolOvercommit, PoolOvercommitMin, PoolOvercommitMax),
+	))
+}

@@ -48,7 +48,7 @@ func TestManualQuotesLimits(t *testing.T) {
 }
 
 // manualPages are those on which each kind of object is told of, by its name in Object.
-var manualPages = map[string]string{"workload": "workloads.md", "volume": "volumes.md", "secret": "workloads.md"}
+var manualPages = map[string]string{"workload": "workloads.md", "volume": "volumes.md", "secret": "workloads.md", "capsule": "configuration.md"}
 
 // TestManualHasEachField wants a row and an example of each field that a manifest
 // may have: "ports.hostPort" is a key of an entry of ports.
