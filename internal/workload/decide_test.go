@@ -100,6 +100,7 @@ func TestDecide(t *testing.T) {
 	held := func(w *world) { w.Held = "waits for volume \"v\"" }
 	freed := func(w *world) { w.Freed = true }
 	waits := func(w *world) { w.Waits = "waits for workload \"db\", which is not declared" }
+	lacks := func(w *world) { w.Lacks = "waits, as secret \"db\" is not declared" }
 	verdict := func(state v1.HealthState, heals bool) func(*world) {
 		return func(w *world) { w.Health = checked{Checked: true, Heals: heals, State: state, Text: "exit code 1: no"} }
 	}
@@ -298,6 +299,17 @@ func TestDecide(t *testing.T) {
 		{"depends no more after an end", declared(1, status(v1.Phase_PHASE_PENDING, because(reasonDependency), func(s *v1.WorkloadStatus) { s.FinishedAt = timestamppb.New(noon) })), image, []seen{instance(1, Ended, exit(1, 0))}, nil, "start again 1 STARTING dependency"},
 		{"depends after a loss of power", declared(1, status(v1.Phase_PHASE_RUNNING)), image, []seen{instance(1, Ended)}, waits, "wait PENDING dependency"},
 		{"still depends after it", declared(1, status(v1.Phase_PHASE_PENDING, because(reasonDependency))), image, []seen{instance(1, Ended)}, func(w *world) { waits(w); w.Served = 1 }, "wait PENDING dependency"},
+
+		// Secrets.
+		{"lacks a secret: prepared meanwhile", declared(1), image, nil, lacks, "prepare 1 STARTING"},
+		{"lacks a secret: waits", declared(1), image, []seen{instance(1, Prepared)}, lacks, "wait PENDING secret"},
+		{"lacks none any more → start", declared(1, status(v1.Phase_PHASE_PENDING, because(reasonSecret))), image, []seen{instance(1, Prepared)}, nil, "start 1 STARTING"},
+		{"lacks a secret: the old serves", declared(2), image, []seen{instance(2, Prepared), instance(1, Running)}, lacks, "wait PENDING secret (1 runs)"},
+		{"lacks a secret: what runs goes on", declared(1), image, []seen{instance(1, Running)}, lacks, "wait RUNNING"},
+		{"lacks a secret after an end", declared(1, status(v1.Phase_PHASE_BACK_OFF, tries(1, reasonExit, 0), func(s *v1.WorkloadStatus) { s.FinishedAt = timestamppb.New(noon) })), image, []seen{instance(1, Ended, exit(1, 0))}, lacks, "wait PENDING secret"},
+		{"lacks none any more after an end", declared(1, status(v1.Phase_PHASE_PENDING, because(reasonSecret), func(s *v1.WorkloadStatus) { s.FinishedAt = timestamppb.New(noon) })), image, []seen{instance(1, Ended, exit(1, 0))}, nil, "start again 1 STARTING secret"},
+		{"lacks a secret after a loss of power", declared(1, status(v1.Phase_PHASE_RUNNING)), image, []seen{instance(1, Ended)}, lacks, "wait PENDING secret"},
+		{"still lacks it after that", declared(1, status(v1.Phase_PHASE_PENDING, because(reasonSecret))), image, []seen{instance(1, Ended)}, func(w *world) { lacks(w); w.Served = 1 }, "wait PENDING secret"},
 
 		// Operator.
 		{"stop → stop what runs", declared(2, stoppedByOperator), image, []seen{instance(1, Running)}, nil, "stop 1 STOPPING operator (1 runs)"},

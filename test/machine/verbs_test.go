@@ -231,6 +231,7 @@ func upMachine(ts *testscript.TestScript, name string, flags []string) {
 		_ = m.Kill(context.Background())
 	})
 	ts.Setenv("CAPSULE_HOST", name)
+	ts.Setenv("DISK", m.Disk())
 	for _, p := range m.Publish {
 		ts.Setenv(fmt.Sprintf("%s_%d", strings.ToUpper(p.Protocol), p.Port), fmt.Sprintf("127.0.0.1:%d", p.HostPort))
 	}
