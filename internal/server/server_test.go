@@ -163,7 +163,7 @@ func (d hostDriver) CopyFrom(_ context.Context, _ workload.ID, path string, tar 
 	return err
 }
 
-func newBox(t *testing.T, change func(*Options)) *box {
+func newBox(t testing.TB, change func(*Options)) *box {
 	t.Helper()
 	dir := t.TempDir()
 	ca, err := identity.NewCA("test")
@@ -183,7 +183,7 @@ func newBox(t *testing.T, change func(*Options)) *box {
 }
 
 // boxOf has its identity, made of the seed if there is one, in dir.
-func boxOf(t *testing.T, dir string, change func(*Options)) *box {
+func boxOf(t testing.TB, dir string, change func(*Options)) *box {
 	t.Helper()
 	id, err := identity.Load(filepath.Join(dir, "identity"), filepath.Join(dir, "seed.pem"))
 	if err != nil {
@@ -230,7 +230,7 @@ func boxOf(t *testing.T, dir string, change func(*Options)) *box {
 }
 
 // dial connects as an operator of a role; ROLE_UNSPECIFIED has no certificate.
-func (b *box) dial(t *testing.T, role capsulev1.Role) *grpc.ClientConn {
+func (b *box) dial(t testing.TB, role capsulev1.Role) *grpc.ClientConn {
 	t.Helper()
 	config := &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS13}
 	if role != capsulev1.Role_ROLE_UNSPECIFIED {
@@ -250,7 +250,7 @@ func (b *box) dial(t *testing.T, role capsulev1.Role) *grpc.ClientConn {
 	return conn
 }
 
-func limit(t *testing.T) context.Context {
+func limit(t testing.TB) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	t.Cleanup(cancel)
