@@ -37,8 +37,8 @@ func machine(t *testing.T) {
 // plain reaches every registry without TLS.
 type plain struct{}
 
-func (plain) Lookup(string) (image.RegistryAccess, bool) {
-	return image.RegistryAccess{PlainHTTP: true}, true
+func (plain) Lookup(string) (image.RegistryAccess, error) {
+	return image.RegistryAccess{PlainHTTP: true}, nil
 }
 
 // scratch is a folder for containerd on a disk: overlay takes no tmpfs with

@@ -136,8 +136,8 @@ func (w *world) image(t testing.TB, i imagetest.Image) image.Image {
 // plain reaches every registry without TLS.
 type plain struct{}
 
-func (plain) Lookup(string) (image.RegistryAccess, bool) {
-	return image.RegistryAccess{PlainHTTP: true}, true
+func (plain) Lookup(string) (image.RegistryAccess, error) {
+	return image.RegistryAccess{PlainHTTP: true}, nil
 }
 
 // logger builds the program that writes logs.
