@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -21,9 +22,9 @@ import (
 
 // Bounds of confirming a changed network.
 const (
-	confirmEvery = time.Second      // between tries at all ways
-	confirmMax   = 8 * time.Second  // of one: finding the capsule, and two calls
-	lookMax      = 5 * time.Second  // for how the capsule stands, by the old way
+	confirmEvery = time.Second      // between tries at one way
+	confirmMax   = 15 * time.Second // of a try: a connection, which may have to be found, and two calls
+	lateAfter    = 5 * time.Second  // from when on it is told that the capsule is not reached
 	backMax      = 30 * time.Second // after its time, for the capsule to be back
 )
 
@@ -51,12 +52,23 @@ func (a *app) confirmNetwork(ctx context.Context, at string, results []*capsulev
 			return err
 		}
 		n := &confirmation{
-			app: a, generation: m.GetGeneration(), until: time.Now().Add(manifest.TrialMax), line: statusLine{ui: a.ui}, old: c.seek.at(),
+			app: a, generation: m.GetGeneration(), until: until(r), line: statusLine{ui: a.ui}, old: c.seek.at(),
 			ways: ways(c.seek.at(), at, s.GetTrial().GetBefore(), r.GetObject().GetCapsule().GetSpec().GetNetwork()),
 		}
 		return n.run(ctx)
 	}
 	return nil
+}
+
+// until is when what was applied goes back, by our clock: the capsule's may be another
+// one. It tells of a trial that began before.
+func until(r *capsulev1.ApplyResult) time.Time {
+	end := time.Now().Add(manifest.TrialMax)
+	told := r.GetObject().GetCapsule().GetStatus().GetTrial().GetUntil().AsTime()
+	if r.GetOutcome() == capsulev1.Outcome_OUTCOME_UNCHANGED && told.After(time.Now()) && told.Before(end) {
+		return told
+	}
+	return end
 }
 
 // checkConfirmAt refuses what is no host, or would be one for several capsules.
@@ -121,19 +133,15 @@ func (n *confirmation) back() string { return n.until.Format("15:04:05") }
 func (n *confirmation) run(ctx context.Context) error {
 	defer n.line.end()
 	n.line.set(fmt.Sprintf("%s tries its new network, and goes back at %s unless that is confirmed%s", n.name(), n.back(), n.where()))
-	for time.Now().Before(n.until) {
-		host, err := n.round(ctx)
-		switch {
-		case host != "":
-			n.line.end()
-			return n.arrived(host)
-		case ctx.Err() != nil:
-			return &failure{exitFailed, fmt.Errorf("interrupted: the new network is not confirmed, and goes back at %s by itself", n.back()), ""}
-		case settled(err):
-			return err
-		}
-		n.line.set(fmt.Sprintf("%s is not reached%s yet; its network goes back at %s", n.name(), n.where(), n.back()))
-		pause(ctx, min(confirmEvery, time.Until(n.until)))
+	host, err := n.race(ctx)
+	n.line.end()
+	switch {
+	case err != nil:
+		return err
+	case host != "":
+		return n.arrived(host)
+	case ctx.Err() != nil:
+		return &failure{exitFailed, fmt.Errorf("interrupted: the new network is not confirmed, and goes back at %s by itself", n.back()), ""}
 	}
 	return n.gone(ctx)
 }
@@ -144,45 +152,66 @@ func settled(err error) bool {
 	case codes.FailedPrecondition, codes.PermissionDenied, codes.Unauthenticated, codes.Unimplemented:
 		return true
 	}
-	var f *failure
-	return errors.As(err, &f)
+	return false
 }
 
-// round tries all ways at once, and looks by the old one what became of the change.
-// Where one confirms it, that host counts; else the error that tells most.
-func (n *confirmation) round(ctx context.Context) (host string, err error) {
-	type answer struct {
-		host string
-		err  error
-	}
-	tries := []func(context.Context) (string, error){n.look}
+// try is one way to confirm a change, or to learn what became of it: the host that it
+// was confirmed at, or "".
+type try func(ctx context.Context) (host string, err error)
+
+// race goes all ways at once, each again and again until the time is over, and looks
+// by the old one what became of the change. The first counts that confirms it, or
+// knows that it never will be: its error.
+func (n *confirmation) race(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithDeadline(ctx, n.until)
+	tries := []try{n.look}
 	for _, way := range n.ways {
 		tries = append(tries, func(ctx context.Context) (string, error) { return n.confirm(ctx, way) })
 	}
 	if len(n.ways) == 0 {
 		tries = append(tries, func(ctx context.Context) (string, error) { return n.confirm(ctx, "") })
 	}
-	ctx, cancel := context.WithTimeout(ctx, confirmMax)
-	defer cancel()
-	answers := make(chan answer)
-	for _, try := range tries {
-		go func() {
-			host, err := try(ctx)
-			answers <- answer{host, err}
-		}()
+	type answer struct {
+		host string
+		err  error
 	}
-	for range tries {
-		a := <-answers
-		switch {
-		case host != "":
-		case a.host != "":
-			host, err = a.host, nil
-			cancel() // the others are of no use
-		case err == nil || settled(a.err):
-			err = a.err
+	answers := make(chan answer, len(tries))
+	var all sync.WaitGroup
+	defer all.Wait()
+	defer cancel() // the others are of no use
+	for _, t := range tries {
+		all.Go(func() {
+			if host, err := t.again(ctx); host != "" || err != nil {
+				answers <- answer{host, err}
+			}
+		})
+	}
+	late := time.NewTimer(lateAfter)
+	defer late.Stop()
+	for {
+		select {
+		case a := <-answers:
+			return a.host, a.err
+		case <-late.C:
+			n.line.set(fmt.Sprintf("%s is not reached%s yet; its network goes back at %s", n.name(), n.where(), n.back()))
+		case <-ctx.Done():
+			return "", nil
 		}
 	}
-	return host, err
+}
+
+// again tries until there is an end, of ctx or of the change.
+func (t try) again(ctx context.Context) (string, error) {
+	for ctx.Err() == nil {
+		once, cancel := context.WithTimeout(ctx, confirmMax)
+		host, err := t(once)
+		cancel()
+		if host != "" || settled(err) {
+			return host, err
+		}
+		pause(ctx, confirmEvery)
+	}
+	return "", nil
 }
 
 // connect makes a connection of its own to a host, or with "" to where the capsule is
@@ -222,37 +251,31 @@ func (n *confirmation) confirm(ctx context.Context, host string) (string, error)
 	return "", nil
 }
 
-// look finds out where the capsule was whether the change was taken back already.
+// look finds out where the capsule was what became of the change, and confirms nothing:
+// the error of the capsule is that it was taken back.
 func (n *confirmation) look(ctx context.Context) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, lookMax)
-	defer cancel()
 	conn, _, err := n.connect(n.old)
 	if err != nil {
 		return "", err
 	}
 	defer conn.Close()
-	answer, err := capsulev1.NewObjectServiceClient(conn).Get(ctx, &capsulev1.GetRequest{Kind: manifest.KindCapsule, Name: manifest.CapsuleName})
-	s := answer.GetObject().GetCapsule().GetStatus()
-	if err != nil || s.GetGeneration() <= n.generation || s.GetTrial() != nil {
-		return "", err
+	answer, err := capsulev1.NewCapsuleServiceClient(conn).ConfirmNetwork(ctx, &capsulev1.ConfirmNetworkRequest{Generation: n.generation})
+	if answer.GetConfirmed() { // by somebody else
+		return n.old, nil
 	}
-	why := s.GetReverted()
-	if why == "" {
-		why = "another change was applied"
-	}
-	return "", &failure{exitFailed, fmt.Errorf("the change of the network was taken back: %s", why), ""}
+	return "", err
 }
 
 // gone ends in an error: the time is over, and nobody has confirmed.
 func (n *confirmation) gone(ctx context.Context) error {
 	n.line.set(fmt.Sprintf("waiting until %s is back with the network that it had", n.name()))
-	for end := n.until.Add(backMax); time.Now().Before(end) && ctx.Err() == nil; pause(ctx, confirmEvery) {
-		_, err := n.look(ctx)
-		var f *failure
-		if errors.As(err, &f) {
-			f.hint = "another host to confirm it at is named with --confirm-at"
-			return f
-		}
+	ctx, cancel := context.WithDeadline(ctx, n.until.Add(backMax))
+	defer cancel()
+	switch host, err := try(n.look).again(ctx); {
+	case host != "":
+		return n.arrived(host)
+	case err != nil:
+		return &failure{exitFailed, errors.New(grpcstatus.Convert(err).Message()), "another host to confirm it at is named with --confirm-at"}
 	}
 	return &failure{exitNotReady, fmt.Errorf("%s was not reached%s; its network went back at %s, and it has not answered at %s since", n.name(), n.where(), n.back(), n.old),
 		"\"capsulectl discover\" shows where it is"}

@@ -4,13 +4,15 @@ package main
 
 import (
 	"context"
-	"errors"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc/codes"
 	grpcstatus "google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	capsulev1 "capsule/api/capsule/v1"
 )
@@ -76,20 +78,44 @@ func TestSettled(t *testing.T) {
 		err  error
 		want bool
 	}{
-		"not reached":   {grpcstatus.Error(codes.Unavailable, "connection error"), false},
-		"being made":    {grpcstatus.Error(codes.Unavailable, "the change of the network is being made"), false},
-		"late":          {context.DeadlineExceeded, false},
-		"no proof":      {nil, false},
-		"taken back":    {grpcstatus.Error(codes.FailedPrecondition, "taken back"), true},
-		"no admin":      {grpcstatus.Error(codes.PermissionDenied, "no"), true},
-		"seen":          {&failure{exitFailed, errors.New("taken back"), ""}, true},
-		"an older one":  {grpcstatus.Error(codes.Unimplemented, "no such method"), true},
-		"seen, wrapped": {errors.Join(&failure{exitFailed, errors.New("taken back"), ""}), true},
+		"not reached":  {grpcstatus.Error(codes.Unavailable, "connection error"), false},
+		"being made":   {grpcstatus.Error(codes.Unavailable, "the change of the network is being made"), false},
+		"late":         {context.DeadlineExceeded, false},
+		"no proof":     {nil, false},
+		"taken back":   {grpcstatus.Error(codes.FailedPrecondition, "taken back"), true},
+		"no admin":     {grpcstatus.Error(codes.PermissionDenied, "no"), true},
+		"an older one": {grpcstatus.Error(codes.Unimplemented, "no such method"), true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if got := settled(test.err); got != test.want {
 				t.Errorf("%v: %t", test.err, got)
 			}
+		})
+	}
+}
+
+// It goes back by our clock a minute from now, unless it was tried already.
+func TestUntil(t *testing.T) {
+	for name, test := range map[string]struct {
+		outcome capsulev1.Outcome
+		in      time.Duration // by the capsule's clock
+		want    time.Duration
+	}{
+		"begun now":                {capsulev1.Outcome_OUTCOME_CHANGED, time.Minute, time.Minute},
+		"begun now, clock is slow": {capsulev1.Outcome_OUTCOME_CHANGED, time.Second, time.Minute},
+		"begun before":             {capsulev1.Outcome_OUTCOME_UNCHANGED, 20 * time.Second, 20 * time.Second},
+		"clock is in 1970":         {capsulev1.Outcome_OUTCOME_UNCHANGED, -50 * 365 * 24 * time.Hour, time.Minute},
+		"clock is ahead":           {capsulev1.Outcome_OUTCOME_UNCHANGED, time.Hour, time.Minute},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := &capsulev1.ApplyResult{Outcome: test.outcome, Object: &capsulev1.Object{Kind: &capsulev1.Object_Capsule{Capsule: &capsulev1.Capsule{
+					Status: &capsulev1.CapsuleStatus{Trial: &capsulev1.NetworkTrial{Until: timestamppb.New(time.Now().Add(test.in))}},
+				}}}}
+				if got := time.Until(until(r)); got != test.want {
+					t.Errorf("in %v, want %v", got, test.want)
+				}
+			})
 		})
 	}
 }

@@ -17,16 +17,12 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"capsule/internal/config"
 	"capsule/internal/identity"
-	"capsule/internal/logs"
 	"capsule/internal/mdns"
 	"capsule/internal/nettest"
 	"capsule/internal/server"
-	"capsule/internal/slot"
 	"capsule/internal/store"
 	"capsule/internal/uplink"
-	"capsule/internal/volume"
 )
 
 const (
@@ -119,20 +115,10 @@ func (c *tried) start(t *testing.T) {
 		t.Fatal(err)
 	}
 	ours := func(l netlink.Link) bool { return l.Attrs().Name == uplinkName }
-	var configured *config.Config
-	trials, err := uplink.OpenTrials(t.Context(), uplink.TrialOptions{Store: st, OnChange: func() {
-		if configured != nil {
-			configured.Wake()
-		}
-	}, Select: ours, Log: quiet})
+	trials, err := uplink.OpenTrials(t.Context(), uplink.TrialOptions{Store: st, Select: ours, Log: quiet})
 	if err != nil {
 		t.Fatal(err)
 	}
-	configured = config.New(config.Options{
-		Store: st, Network: trials, Log: quiet,
-		Rename: func(string) (string, error) { return triedName, nil }, Logs: func(logs.Limits) error { return nil }, Pool: func(volume.Limits) {},
-		Kernel: func([]string) (slot.Arguments, error) { return slot.Arguments{}, nil },
-	})
 	tls, err := id.ServerTLS(triedName)
 	if err != nil {
 		t.Fatal(err)
@@ -153,7 +139,6 @@ func (c *tried) start(t *testing.T) {
 		func() error { return api.Serve(listener) },
 		func() error { return b.responder.Run(ctx) },
 		func() error { return trials.Run(ctx) },
-		func() error { return configured.Run(ctx) },
 		func() error {
 			return uplink.Run(ctx, uplink.Options{
 				Settings: trials.Settings, RunDir: filepath.Join(c.dir, "run"), Log: quiet, Select: ours,
