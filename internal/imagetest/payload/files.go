@@ -172,7 +172,8 @@ func keep(args []string) int {
 	}
 }
 
-// fill FILE MIB writes that many MiB, each of other bytes, and syncs each.
+// fill FILE MIB [late] writes that many MiB, each of other bytes, and syncs each; late
+// leaves that to the kernel.
 func fill(args []string) int {
 	if len(args) < 2 {
 		return fail(os.ErrInvalid)
@@ -193,6 +194,9 @@ func fill(args []string) int {
 		}
 		if _, err := f.Write(block); err != nil {
 			return fail(err)
+		}
+		if argument(args, 2, "") == "late" {
+			continue
 		}
 		if err := f.Sync(); err != nil {
 			return fail(err)
