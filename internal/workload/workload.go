@@ -47,6 +47,18 @@
 // That it was is known by that reason alone, so that a cut between the stop and
 // the judgement loses nothing. A run with a check is good when it was healthy.
 //
+// What was healthy last is kept, ended, while another spec or image that replaces it
+// is on trial, where that has a check and is to be gone back from:
+//
+//	RUNNING ──healthy──▶ (trust) ──▶ (remove old)
+//	RUNNING ──unhealthy, or time over──┐
+//	BACK_OFF ──time over───────────────┤
+//	(start) ──error────────────────────┴▶ STOPPING ──(back, stop)──▶ STARTING ──(start old)──▶ FAILED
+//
+// all with the reason "rollback". That it was given up is in the status from then on
+// and ends with the next generation. Which generation is trusted, and which serves,
+// is in the store before anything is stopped or removed for it.
+//
 // A workload holds the volumes that it mounts from before its instance is made
 // until it is stopped, has ended for good, or mounts them no more and nothing of
 // it runs that does; they are mounted just before a start, when an older
