@@ -52,7 +52,11 @@ func (r *Records) Snapshots() snapshots.Snapshotter { return r.client.SnapshotSe
 // List returns every record of the kind. One that names no kind was made before
 // there were several, and is a container's.
 func (r *Records) List(ctx context.Context) ([]containers.Container, error) {
-	all, err := r.client.ContainerService().List(ctx, fmt.Sprintf("labels.%q", LabelName))
+	of := "!=" + MicroVM // also what names none
+	if r.kind == MicroVM {
+		of = "==" + MicroVM
+	}
+	all, err := r.client.ContainerService().List(ctx, fmt.Sprintf("labels.%q,labels.%q%s", LabelName, LabelKind, of))
 	if err != nil {
 		return nil, fmt.Errorf("list instances: %w", err)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -84,6 +85,7 @@ type Loop struct {
 	pulls   chan struct{}
 	prober  *health.Prober
 	passed  atomic.Int64 // time.Duration of the last full pass
+	fresh   *freshness
 
 	mu       sync.Mutex
 	memory   map[string]*memory
@@ -131,10 +133,11 @@ func NewLoop(opts LoopOptions) *Loop {
 		served:  &served{bucket: opts.Store.Bucket("served")},
 		pulls:   make(chan struct{}, pullsMax),
 		memory:  map[string]*memory{},
+		fresh:   &freshness{since: map[string]uint64{}},
 	}
 	l.ports = &ports{publish: opts.Network.Publish, want: map[string][]network.Published{}}
 	for kind, driver := range opts.Drivers {
-		l.listers[kind] = &lister{kind: kind, driver: driver}
+		l.listers[kind] = &lister{kind: kind, driver: driver, now: l.fresh.now}
 	}
 	l.prober = health.NewProber(l.Wake)
 	l.queue = reconcile.New(reconcile.Options{
@@ -145,7 +148,10 @@ func NewLoop(opts LoopOptions) *Loop {
 }
 
 // Wake has a workload looked at soon.
-func (l *Loop) Wake(name string) { l.queue.Wake(name) }
+func (l *Loop) Wake(name string) {
+	l.fresh.woken(name)
+	l.queue.Wake(name)
+}
 
 // LastPass is how long the last look at all workloads took, with the steps that it led
 // to; 0 before the end of the first.
@@ -211,10 +217,12 @@ func (l *Loop) keys(ctx context.Context) []string {
 			names[obj.Meta.Name] = true
 		}
 	}
+	l.fresh.woken(slices.Collect(maps.Keys(names))...)
+	since := l.fresh.now()
 	ctx, cancel := context.WithTimeout(ctx, listMax)
 	defer cancel()
 	for kind, lister := range l.listers {
-		all, err := lister.list(ctx)
+		all, err := lister.list(ctx, since)
 		if err != nil {
 			slog.Error("list instances", "kind", kind, "error", err)
 		}
@@ -328,6 +336,7 @@ func (l *Loop) reconcile(ctx context.Context, name string) (time.Duration, error
 			return 0, nil //nolint:nilerr // the end that was asked for is no failure
 		}
 		after, more, err := l.once(ctx, name)
+		l.fresh.acted(name)
 		if err != nil || !more {
 			return after, err
 		}
@@ -345,7 +354,7 @@ func (l *Loop) once(ctx context.Context, name string) (after time.Duration, more
 	if err != nil {
 		return 0, false, err
 	}
-	seen, err := l.observe(ctx, name)
+	seen, err := l.observeSince(ctx, name, l.fresh.take(name))
 	if errdefs.IsUnavailable(err) {
 		return unavailableAgain, false, nil // it starts beside us, or is started again
 	}
@@ -382,7 +391,7 @@ func (l *Loop) once(ctx context.Context, name string) (after time.Duration, more
 
 // orphan removes what is left of a workload that nothing declares.
 func (l *Loop) orphan(ctx context.Context, name string) (more bool, err error) {
-	seen, err := l.observe(ctx, name)
+	seen, err := l.observeSince(ctx, name, l.fresh.take(name))
 	if err != nil {
 		return false, err
 	}
@@ -401,10 +410,16 @@ func (l *Loop) orphan(ctx context.Context, name string) (more bool, err error) {
 	return true, driver.Remove(ctx, s.ID)
 }
 
+// observe gives what there is now of a workload.
 func (l *Loop) observe(ctx context.Context, name string) ([]seen, error) {
+	return l.observeSince(ctx, name, l.fresh.now())
+}
+
+// observeSince gives what there was of it at a moment after since.
+func (l *Loop) observeSince(ctx context.Context, name string, since uint64) ([]seen, error) {
 	var found []seen
 	for kind, lister := range l.listers {
-		all, err := lister.list(ctx)
+		all, err := lister.list(ctx, since)
 		if err != nil {
 			return nil, fmt.Errorf("list instances of kind %s: %w", kind, err)
 		}

@@ -20,7 +20,7 @@ func (l *Loop) AllRunning(ctx context.Context) (map[string]RunningInstance, erro
 	var failed error
 	running := map[string]RunningInstance{}
 	for kind, lister := range l.listers {
-		all, err := lister.list(ctx)
+		all, err := lister.list(ctx, l.fresh.now())
 		if err != nil {
 			failed = fmt.Errorf("list instances of kind %s: %w", kind, err)
 		}

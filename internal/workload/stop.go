@@ -53,7 +53,7 @@ func (l *Loop) StopAll(ctx context.Context) error {
 
 func (l *Loop) allRunning(ctx context.Context) (running []seen, err error) {
 	for kind, lister := range l.listers {
-		all, listErr := lister.list(ctx)
+		all, listErr := lister.list(ctx, l.fresh.now())
 		if listErr != nil {
 			err = errors.Join(err, fmt.Errorf("list instances of kind %s: %w", kind, listErr))
 		}
