@@ -178,11 +178,6 @@ func (l *Loop) start(ctx context.Context, obj *v1.Object, m *memory, d decision)
 	if err := l.run(ctx, obj, m, l.opts.Drivers[obj.Meta.Kind]); err != nil {
 		return err
 	}
-	if modeOf(obj) == modeHost {
-		if err := l.opts.Network.Detach(ctx, obj.Meta.Name); err != nil {
-			return fmt.Errorf("take workload %q off the bridge: %w", obj.Meta.Name, err)
-		}
-	}
 	m.oldFailures, m.oldRetry, m.replaced = 0, time.Time{}, false
 	if d.Step.Again {
 		d.Status.Restarts++
@@ -209,7 +204,13 @@ func (l *Loop) run(ctx context.Context, obj *v1.Object, m *memory, driver Driver
 	}
 	ctx, cancel := context.WithTimeout(ctx, driver.StepMax())
 	defer cancel()
-	return driver.Start(ctx, in)
+	if err := driver.Start(ctx, in); err != nil || modeOf(obj) != modeHost {
+		return err
+	}
+	if err := l.opts.Network.Detach(ctx, obj.Meta.Name); err != nil {
+		return fmt.Errorf("take workload %q off the bridge: %w", obj.Meta.Name, err)
+	}
+	return nil
 }
 
 // startOld starts the generation that served before again.

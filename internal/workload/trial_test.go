@@ -366,6 +366,25 @@ func TestLoopRollsBackEachKind(t *testing.T) {
 	}
 }
 
+// What is gone back to has the network that it had.
+func TestLoopRollsBackNetworks(t *testing.T) {
+	mode := func(mode string) func(*v1.WorkloadSpec) { return func(s *v1.WorkloadSpec) { s.Network = mode } }
+	for _, modes := range [][2]string{{modeHost, modeBridge}, {modeBridge, modeHost}, {modeNone, modeBridge}} {
+		inMachine(t, func(m *machine) {
+			m.healthyFirst(mode(modes[0]))
+			before := m.net.attached["web"]
+			m.driver.answer("web", "no")
+			m.apply("web", "web:2", tried(mode(modes[1])))
+			m.want("web", "running 2/2")
+			m.rest(30 * time.Second)
+			m.want("web", "failed 2/1 rollback")
+			if now := m.net.attached["web"]; now != before {
+				m.Errorf("%v: attached as %q, was as %q", modes, now, before)
+			}
+		})
+	}
+}
+
 // What a generation waits for is no fault of it; the older one waits as well.
 func TestLoopTrialWaits(t *testing.T) {
 	inMachine(t, func(m *machine) {
