@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -28,7 +27,6 @@ import (
 
 // parts are those of a machine, which write down what they were told.
 type parts struct {
-	mu      sync.Mutex
 	name    string
 	logs    logs.Limits
 	pool    volume.Limits
