@@ -43,7 +43,7 @@ func TestEnding(t *testing.T) {
 func TestParseStat(t *testing.T) {
 	const rest = " 2 3 4 0 -1 4194308 0 0 0 0 0 0 0 0 20 0 1 0 987 0"
 	for text, want := range map[string]stat{
-		"7 (sh) S" + rest:          {'S', 2, 4, 987, true},
+		"7 (sh) S" + rest: {'S', 2, 4, 987, true},
 		"7 (a) S 1 (b c) Z 2 3 -1 0 -1 4194308 0 0 0 0 0 0 0 0 20 0 1 0 987 0": {'Z', 2, -1, 987, true},
 		"7 (a) S 1 (b c) Z" + rest: {'Z', 2, 4, 987, true},
 	} {
