@@ -70,6 +70,7 @@ func newNeighbourhood(t *testing.T) *neighbourhood {
 	if err := netlink.LinkSetMaster(here.Link(t, "peer0"), here.Link(t, laptopLink)); err != nil {
 		t.Fatal(err)
 	}
+	n.peer.Sysctl(t, "ipv6/conf/eth0/accept_ra", "0") // it has the addresses that it is known by
 	n.peer.Addr(t, "eth0", peer4+"/24", peer6+"/64")
 	n.names[laptop4] = serveNames(t, here, laptop4, "192.0.2.1")
 	n.names[peer4] = serveNames(t, n.peer, peer4, "192.0.2.2")

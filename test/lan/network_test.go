@@ -72,10 +72,10 @@ func (n *neighbourhood) conflicts(t *testing.T) {
 		"8105-8120:8105-8120":       held,
 		"8000-9000:8000-9000":       held,
 		"8110:80":                   held,
-		"50000:80":                  "held by the capsule's own API",
-		"49999-50001:49999-50001":   "held by the capsule's own API",
-		n.v4 + ":50000:80":          "held by the capsule's own API",
-		"127.0.0.1:50000:50000/tcp": "held by the capsule's own API",
+		"50000:80":                  "port 50000/tcp is the capsule's own API",
+		"49999-50001:49999-50001":   "port 50000/tcp is the capsule's own API",
+		n.v4 + ":50000:80":          "port 50000/tcp is the capsule's own API",
+		"127.0.0.1:50000:50000/tcp": "port 50000/tcp is the capsule's own API",
 	} {
 		n.refuses(t, workload("Container", "b", ports(port)), why)
 	}
@@ -116,8 +116,8 @@ func (n *neighbourhood) recreated(t *testing.T) {
 			t.Errorf("%s: %q, %v", to, text, err)
 		}
 	}
-	n.must(t, "", "workload", "delete", "dns")
-	// It goes on sending meanwhile.
+	// It goes on sending meanwhile. What is declared again before it is gone keeps its
+	// addresses.
 	gone := make(chan struct{})
 	var sending sync.WaitGroup
 	for _, c := range clients {
@@ -134,6 +134,7 @@ func (n *neighbourhood) recreated(t *testing.T) {
 			}
 		})
 	}
+	n.delete(t, "dns")
 	n.apply(t, serve("second"))
 	ready := time.Now()
 	close(gone)
