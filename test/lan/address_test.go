@@ -28,43 +28,70 @@ func TestDeclaredAddress(t *testing.T) {
 	n := newNeighbourhood(t)
 	n.image(t)
 	n.apply(t, workload("Container", "web", ports("8080:80")))
-	peer := n.peerHost()
-	at := func(address string) string { return address + ":8080" }
-	peer.reaches(t, at(firstAddress), "web")
+	n.peerHost().reaches(t, webAt(n.v4), "web")
+	for _, row := range []struct {
+		name string
+		run  func(*neighbourhood, *testing.T)
+	}{
+		{"confirmed", (*neighbourhood).declaredAddress},
+		{"reverts", (*neighbourhood).typo},
+		{"cut", (*neighbourhood).cutInTrial},
+	} {
+		t.Run(row.name, func(t *testing.T) { row.run(n, t) })
+	}
+}
 
+func webAt(address string) string { return address + ":8080" }
+
+// declaredAddress is not one that somebody has; it is confirmed, and everything moves.
+func (n *neighbourhood) declaredAddress(t *testing.T) {
+	peer, before := n.peerHost(), n.v4
 	n.refuses(t, capsuleNetwork(laptop4, peer4+"/24"), "address "+peer4+" of link")
 	n.must(t, capsuleNetwork(laptop4, fixedAddress+"/24", "2001:db8:70::70/64"), "apply", "-f", "-")
+	n.v4 = fixedAddress
 	n.says(t, fixedAddress+":50000", "context", "list")
-	peer.reaches(t, at(fixedAddress), "web")
+	peer.reaches(t, webAt(fixedAddress), "web")
 	peer.reaches(t, "[2001:db8:70::70]:8080", "web")
-	peer.unreachable(t, at(firstAddress))
+	peer.unreachable(t, webAt(before))
 	n.finds(t, capsuleName, "claimed", fixedAddress+":50000")
 	if out := n.must(t, "", "workload", "exec", "web", "--", "/payload", "lookup", "example.org"); strings.TrimSpace(out) != "example.org 192.0.2.2" {
 		t.Errorf("the declared DNS server was not asked: %q", out)
 	}
+}
 
-	// A network that nobody here is in.
+// typo is a network that nobody here is in.
+func (n *neighbourhood) typo(t *testing.T) {
 	began := time.Now()
 	_, errs, exit := n.run(t, capsuleNetwork("10.77.0.1", "10.77.0.5/24"), "apply", "-f", "-")
 	if exit != 1 || !strings.Contains(errs, "its network goes back at ") || !strings.Contains(errs, "taken back: it was not confirmed within 1m0s") {
 		t.Errorf("exit %d after %v", exit, time.Since(began))
 	}
-	peer.reaches(t, at(fixedAddress), "web")
+	n.peerHost().reaches(t, webAt(n.v4), "web")
 	n.must(t, "", "capsule", "info")
+}
 
+// cutInTrial takes the power while another address is in force and not confirmed.
+func (n *neighbourhood) cutInTrial(t *testing.T) {
+	peer := n.peerHost()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		n.run(t, capsuleNetwork(laptop4, otherAddress+"/24"), "apply", "-f", "-", "--confirm-at", "192.168.70.99")
 	}()
 	nettest.Eventually(t, 30*time.Second, func() error {
-		_, err := peer.http(at(otherAddress), time.Second)
+		_, err := peer.http(webAt(otherAddress), time.Second)
 		return err
 	})
 	cut(t, n.machine)
 	start(t, n.machine)
 	<-done
-	n.says(t, "started again before it was confirmed", "events")
-	peer.reaches(t, at(fixedAddress), "web")
-	peer.unreachable(t, at(otherAddress))
+	nettest.Eventually(t, 2*time.Minute, func() error {
+		out, errs, _ := n.run(t, "", "events")
+		if !strings.Contains(out, "started again before it was confirmed") {
+			return fmt.Errorf("events do not tell why it went back: %s", errs)
+		}
+		return nil
+	})
+	peer.reaches(t, webAt(n.v4), "web")
+	peer.unreachable(t, webAt(otherAddress))
 }
