@@ -143,6 +143,7 @@ func methods() []method {
 		}
 		return true
 	})
+	all = append(all, kindRoles()...)
 	slices.SortFunc(all, func(a, b method) int {
 		if a.role != b.role {
 			return rank(a.role) - rank(b.role)
@@ -204,10 +205,6 @@ func rolesView(all []method) view {
 			order = append(order, m.Role)
 		}
 		byRole[m.Role] = append(byRole[m.Role], name)
-	}
-	for _, kind := range kindRoles() {
-		v.names, v.values = append(v.names, kind.Service+"."+kind.Method), append(v.values, kind)
-		byRole[kind.Role] = append(byRole[kind.Role], kind.Service+"."+kind.Method)
 	}
 	for _, role := range order {
 		v.below.rows = append(v.below.rows, []string{role, roleNotes[role]})

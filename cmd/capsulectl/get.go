@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	grpcstatus "google.golang.org/grpc/status"
 
 	capsulev1 "capsule/api/capsule/v1"
 	"capsule/api/manifest"
@@ -43,12 +45,18 @@ func runGet(ctx context.Context, a *app, args []string) error {
 	return a.read(ctx, getting(kind, name))
 }
 
-// listAll reads all that is declared.
+// listAll reads all that is declared, the machine included, as far as the capsule knows
+// of that.
 func listAll(ctx context.Context, a *app) (view, error) {
 	objects, err := fetchObjects(ctx, a, "")
 	if err != nil {
 		return view{}, err
 	}
+	machine, err := fetchObjects(ctx, a, manifest.KindCapsule)
+	if err != nil && grpcstatus.Code(err) != codes.InvalidArgument {
+		return view{}, err
+	}
+	objects = append(objects, machine...)
 	return listView(objects, "no workloads and no volumes; \"capsulectl apply -f FILE\" makes some")
 }
 

@@ -50,6 +50,10 @@ func TestConfigurationRole(t *testing.T) {
 		if want == codes.PermissionDenied {
 			continue
 		}
+		all, err := client.List(t.Context(), &capsulev1.ListRequest{})
+		if err != nil || len(all.GetObjects()) != 1 {
+			t.Errorf("older clients, which ask for all kinds, get %v, %v", all, err)
+		}
 		got, err := client.Get(t.Context(), &capsulev1.GetRequest{Kind: manifest.KindCapsule, Name: manifest.CapsuleName})
 		if err != nil || got.GetObject().GetCapsule().GetSpec().GetHostname() != "attic" {
 			t.Errorf("%v, %v", got, err)

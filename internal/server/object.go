@@ -236,6 +236,9 @@ func (s *objects) List(_ context.Context, req *capsulev1.ListRequest) (*capsulev
 	if err != nil {
 		return nil, err
 	}
+	if req.GetKind() == "" { // every machine has one, and older clients take it for a workload
+		objs = slices.DeleteFunc(objs, func(o *capsulev1.Object) bool { return o.GetCapsule() != nil })
+	}
 	if objs, err = s.show(objs...); err != nil {
 		return nil, err
 	}

@@ -559,7 +559,7 @@ func (x *GetResponse) GetObject() *Object {
 
 type ListRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// "" lists every kind.
+	// "" lists every kind but Capsule, of which every machine has one.
 	Kind          string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
