@@ -2,6 +2,7 @@ package server
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/containerd/errdefs"
 
@@ -55,10 +56,22 @@ func (o *Options) deleteSecret(st *store.Store, name string) error {
 	return st.Drop(manifest.KindSecret, name, func(tx store.View) error {
 		users, err := secretUsers(tx, name)
 		if err == nil && len(users) > 0 {
-			err = fmt.Errorf("secret %q is used by %s: change or delete that first: %w", name, named(users), errdefs.ErrFailedPrecondition)
+			err = fmt.Errorf("secret %q is used by %s: change or delete that first: %w", name, usedBy(users), errdefs.ErrFailedPrecondition)
 		}
 		return err
 	})
+}
+
+// usedBy tells of users of a secret, of which the machine may be one.
+func usedBy(users []string) string {
+	workloads := slices.DeleteFunc(slices.Clone(users), func(name string) bool { return name == manifest.CapsuleName })
+	switch {
+	case len(workloads) == len(users):
+		return named(workloads)
+	case len(workloads) == 0:
+		return "a registry of the capsule"
+	}
+	return named(workloads) + " and a registry of the capsule"
 }
 
 // secretUsers are the workloads that name a secret, also those of which what serves,

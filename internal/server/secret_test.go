@@ -192,6 +192,17 @@ func TestDeleteSecret(t *testing.T) {
 	}
 }
 
+func TestUsersOfSecrets(t *testing.T) {
+	for want, users := range map[string][]string{
+		`workload "web"`: {"web"}, "a registry of the capsule": {"capsule"},
+		`workloads "db", "web" and a registry of the capsule`: {"capsule", "db", "web"},
+	} {
+		if got := usedBy(users); got != want {
+			t.Errorf("%q are %s, want %s", users, got, want)
+		}
+	}
+}
+
 // What is shown can't be applied again by mistake, and bad input changes nothing.
 func TestBadSecrets(t *testing.T) {
 	b := newBox(t, nil)

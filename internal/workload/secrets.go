@@ -104,6 +104,9 @@ func (l *Loop) SecretChanged(name string) {
 		return // the full pass goes on
 	}
 	for _, obj := range objs {
+		if obj.GetWorkload() == nil {
+			continue
+		}
 		for _, ref := range secret.Refs(obj) {
 			if name == "" || strings.HasPrefix(ref, name+"/") {
 				l.Wake(obj.Meta.Name)
