@@ -16,12 +16,15 @@ import (
 // filesDir is where files of the payload are, in memory and out of its sight.
 const filesDir = "/run/files"
 
-// addFiles keeps the files, for the payload's first process to show. Those without an
-// owner are the program's.
-func addFiles(fs process.FS, program process.Account, files []*guestv1.File) ([]showing, error) {
+// addFiles keeps the files in a folder, for the payload's first process to show. Those
+// without an owner are the program's.
+func addFiles(dir string, fs process.FS, program process.Account, files []*guestv1.File) ([]showing, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
 	var shown []showing
 	for i, f := range files {
-		s, err := addFile(fs, program, f, filepath.Join(filesDir, strconv.Itoa(i)))
+		s, err := addFile(fs, program, f, filepath.Join(dir, strconv.Itoa(i)))
 		if err != nil {
 			return nil, fmt.Errorf("file %q: %w", f.GetPath(), err)
 		}
@@ -40,10 +43,7 @@ func addFile(fs process.FS, owner process.Account, f *guestv1.File, source strin
 			return showing{}, err
 		}
 	}
-	err := os.MkdirAll(filesDir, 0o700)
-	if err == nil {
-		err = os.WriteFile(source, f.GetContent(), 0o600)
-	}
+	err := os.WriteFile(source, f.GetContent(), 0o600)
 	if err == nil {
 		err = os.Chown(source, int(owner.UID), int(owner.GID))
 	}

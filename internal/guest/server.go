@@ -212,7 +212,7 @@ func prepare(m *mounted, req *guestv1.RunRequest) (launch, error) {
 	if l.Account, err = fs.Account(req.GetUser()); err != nil {
 		return launch{}, err
 	}
-	files, err := addFiles(fs, l.Account, req.GetFiles())
+	files, err := addFiles(filesDir, fs, l.Account, req.GetFiles())
 	if err != nil {
 		return launch{}, err
 	}
