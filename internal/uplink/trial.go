@@ -188,7 +188,7 @@ func admitSecond(tx store.View, table store.Table, obj *v1.Object, data []byte) 
 func (t *Trials) Follow() {
 	t.mu.Lock()
 	kept, declared, err := t.read()
-	begun := time.Now()
+	begun, changed := time.Now(), true
 	switch {
 	case err != nil:
 		t.log.Error("try the network", "error", err)
@@ -197,9 +197,13 @@ func (t *Trials) Follow() {
 		t.next = &change{ConfigOf(declared), begun.Add(answerTime)}
 	case kept == nil && t.now != nil && t.now.why == "":
 		t.now, t.next = nil, &change{ConfigOf(declared), begun.Add(answerTime)}
+	default:
+		changed = false
 	}
 	t.mu.Unlock()
-	t.tell()
+	if changed && err == nil { // whoever is told may ask for this again
+		t.tell()
+	}
 }
 
 // tell has Run look at the deadline, and others at the status.

@@ -361,3 +361,36 @@ func TestSameNetwork(t *testing.T) {
 		t.Error("networks are compared wrong")
 	}
 }
+
+// Whoever is told of a change follows what is declared: that is no change by itself.
+func TestFollowTellsOfChangesOnly(t *testing.T) {
+	st, err := store.Open(filepath.Join(t.TempDir(), "state.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = st.Close() })
+	told := 0
+	trials, err := OpenTrials(t.Context(), TrialOptions{Store: st, OnChange: func() { told++ }, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		trials.Follow()
+	}
+	if told > 0 {
+		t.Errorf("told %d times of nothing", told)
+	}
+	_, err = st.Apply(t.Context(), []*v1.Object{{
+		Meta: &v1.Meta{Kind: manifest.KindCapsule, Name: manifest.CapsuleName},
+		Kind: &v1.Object_Capsule{Capsule: &v1.Capsule{Spec: &v1.CapsuleSpec{Network: network("192.0.2.10/24")}}},
+	}}, false, func(tx store.View, objs []*v1.Object) error { return trials.Admit(tx, objs[0]) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		trials.Follow()
+	}
+	if told != 1 {
+		t.Errorf("told %d times of one change", told)
+	}
+}
