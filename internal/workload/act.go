@@ -67,7 +67,7 @@ func (l *Loop) act(ctx context.Context, obj *v1.Object, m *memory, d decision) e
 	case stepForget:
 		return l.drop(ctx, obj)
 	case stepTrust:
-		return l.trust(ctx, obj, d.Step)
+		return l.trust(ctx, obj, d)
 	case stepBack:
 		return l.back(obj, m)
 	}

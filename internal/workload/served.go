@@ -11,7 +11,7 @@ import (
 
 // servedTable of the store holds, by name, the object of the generation that was
 // started last, and by healthyKey the one that was healthy last, with the digest of
-// its image in its status. Both have their signal, grace and check resolved.
+// its image and its phase in its status. Both have their signal, grace and check resolved.
 const servedTable = "served"
 
 func healthyKey(name string) string { return name + "/healthy" } // no name has a slash
@@ -70,9 +70,10 @@ func (s *served) put(obj *v1.Object, forward bool) error {
 	})
 }
 
-// trust makes an object, with the digest of its image, the one to go back to.
-func (s *served) trust(obj *v1.Object, digest string) error {
-	return putServed(s.bucket, healthyKey(obj.Meta.Name), obj, &v1.WorkloadStatus{ImageDigest: digest})
+// trust makes an object, with the digest of its image and whether it runs or has done
+// its work, the one to go back to.
+func (s *served) trust(obj *v1.Object, digest string, phase v1.Phase) error {
+	return putServed(s.bucket, healthyKey(obj.Meta.Name), obj, &v1.WorkloadStatus{ImageDigest: digest, Phase: phase})
 }
 
 // back makes the one to go back to the one that serves.

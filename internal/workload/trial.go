@@ -185,7 +185,7 @@ func (l *Loop) trial(ctx context.Context, obj, before, healthy *v1.Object, m *me
 		wanted = l.resolved(ctx, obj)
 	}
 	spec := wanted.GetWorkload().GetSpec()
-	t := trial{On: rollsBack(spec), Same: same(wanted, healthy, found)}
+	t := trial{On: rollsBack(spec) && !isDone(healthy), Same: same(wanted, healthy, found)}
 	if check, ok := health.Of(spec.GetHealth()); ok {
 		t.Window = window(check)
 	}
@@ -193,6 +193,12 @@ func (l *Loop) trial(ctx context.Context, obj, before, healthy *v1.Object, m *me
 		t.Lasts = time.Since(m.trying)
 	}
 	return t
+}
+
+// isDone tells that what was healthy has done its work, which is not to be done again.
+func isDone(healthy *v1.Object) bool {
+	w := healthy.GetWorkload()
+	return w.GetSpec().GetRestart() == restartNever || w.GetStatus().GetPhase() == v1.Phase_PHASE_EXITED
 }
 
 // same tells whether the wanted generation is what was healthy before: its instance
@@ -210,7 +216,7 @@ func same(wanted, healthy *v1.Object, found []seen) bool {
 }
 
 // trust has a generation be gone back to from now on.
-func (l *Loop) trust(ctx context.Context, obj *v1.Object, s step) error {
+func (l *Loop) trust(ctx context.Context, obj *v1.Object, d decision) error {
 	// A cut after its start may have left that to do.
 	if err := l.serves(ctx, obj); err != nil {
 		return err
@@ -219,7 +225,7 @@ func (l *Loop) trust(ctx context.Context, obj *v1.Object, s step) error {
 	if err != nil || before == nil {
 		return err
 	}
-	return l.served.trust(before, s.Digest)
+	return l.served.trust(before, d.Step.Digest, d.Status.Phase)
 }
 
 // back has what was healthy before serve again.

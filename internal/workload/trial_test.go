@@ -189,7 +189,7 @@ func TestLoopTrustsAGoodRun(t *testing.T) {
 		m.rest(time.Second)
 		m.apply("web", "web:1", tried(version("4")))
 		m.rest(2 * time.Minute)
-		if s := m.status("web"); s.RunningGeneration != 4 || s.RolledBack != "" || s.Restarts == 0 {
+		if s := m.status("web"); s.Generation != 4 || s.RolledBack != "" || s.Restarts == 0 {
 			m.Error(s)
 		}
 		m.apply("job", "web:1", tried(func(s *v1.WorkloadSpec) { s.Restart, s.Ports = "never", nil }))
@@ -198,6 +198,22 @@ func TestLoopTrustsAGoodRun(t *testing.T) {
 		m.rest(2 * time.Minute)
 		if s := m.status("job"); s.OnTrial || s.RolledBack != "" {
 			m.Error(s)
+		}
+		if err := m.store.Delete("", "job"); err != nil {
+			m.Fatal(err)
+		}
+		m.rest(5 * time.Second)
+		for _, policy := range []string{"never", "on-failure"} { // what has done its work is not started again
+			m.driver.answer(policy, "no")
+			m.apply(policy, "web:1", dependsOn(), func(s *v1.WorkloadSpec) { s.Restart = policy })
+			m.driver.crash(policy, 0)
+			m.rest(time.Second)
+			m.want(policy, "exited 1/0 exit")
+			m.apply(policy, "web:2", tried(), dependsOn())
+			m.rest(2 * time.Minute)
+			if s := m.status(policy); s.RunningGeneration == 1 || s.RolledBack != "" {
+				m.Error(s)
+			}
 		}
 		m.apply("vain", "web:1", func(s *v1.WorkloadSpec) { s.Rollback, s.Ports = proto.Bool(true), nil })
 		if s := m.status("vain"); !slices.Contains(s.Warnings, noCheck) {
