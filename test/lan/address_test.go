@@ -53,7 +53,7 @@ func (n *neighbourhood) declaredAddress(t *testing.T) {
 	peer.reaches(t, webAt(fixedAddress), "web")
 	peer.reaches(t, "[2001:db8:70::70]:8080", "web")
 	peer.unreachable(t, webAt(before))
-	n.finds(t, capsuleName, "claimed", fixedAddress+":50000")
+	n.says(t, fixedAddress+":50000", "discover", "--timeout", "2s")
 	if out := n.must(t, "", "workload", "exec", "web", "--", "/payload", "lookup", "example.org"); strings.TrimSpace(out) != "example.org 192.0.2.2" {
 		t.Errorf("the declared DNS server was not asked: %q", out)
 	}
