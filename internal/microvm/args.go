@@ -3,6 +3,7 @@ package microvm
 import (
 	"fmt"
 	"net"
+	"strings"
 
 	"capsule/internal/workload"
 )
@@ -187,7 +188,7 @@ func (m machine) throttleGroup() []string {
 	if m.IO == (workload.IO{}) {
 		return nil
 	}
-	group := "throttle-group,id=" + throttleName
+	var limits []string
 	for _, f := range []struct {
 		name string
 		n    int64
@@ -196,10 +197,11 @@ func (m machine) throttleGroup() []string {
 		{"iops-read", m.IO.ReadOperations}, {"iops-write", m.IO.WriteOperations},
 	} {
 		if f.n > 0 {
-			group += fmt.Sprintf(",limits.%s=%d", f.name, f.n)
+			limits = append(limits, fmt.Sprintf("%q:%d", f.name, f.n))
 		}
 	}
-	return []string{"-object", group}
+	// Its other form holds no limits.
+	return []string{"-object", fmt.Sprintf(`{"qom-type":"throttle-group","id":%q,"limits":{%s}}`, throttleName, strings.Join(limits, ","))}
 }
 
 // source is the node with a disk's content. Devices are given the one that has the
