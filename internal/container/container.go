@@ -54,6 +54,7 @@ type Driver struct {
 	client  *containerd.Client
 	records *instance.Records
 	opts    Options
+	starts  chan struct{} // places for those under way
 }
 
 var _ workload.Driver = (*Driver)(nil)
@@ -70,7 +71,10 @@ func New(client *containerd.Client, opts Options) *Driver {
 	if opts.ShimCgroup == "-" {
 		opts.ShimCgroup = ""
 	}
-	return &Driver{client: client, records: instance.Open(client, instance.Container, opts.Snapshotter), opts: opts}
+	return &Driver{
+		client: client, records: instance.Open(client, instance.Container, opts.Snapshotter), opts: opts,
+		starts: make(chan struct{}, startsMax),
+	}
 }
 
 // stepMax is far beyond what a step takes on a slow machine.

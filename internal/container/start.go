@@ -29,6 +29,11 @@ const killLimit = 10 * time.Second
 
 // Start runs the instance's program with a logger beside it.
 func (d *Driver) Start(ctx context.Context, in workload.Instance) error {
+	done, err := d.turn(ctx, in.Name)
+	if err != nil {
+		return err
+	}
+	defer done()
 	defer d.records.Lock(instance.RecordID(in.ID))()
 	c, err := d.load(ctx, in.ID)
 	if err != nil {
