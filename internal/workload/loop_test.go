@@ -181,6 +181,13 @@ type cache struct {
 	moved string // a reference whose name has another image
 }
 
+// change changes what is there.
+func (c *cache) change(fn func(*cache)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	fn(c)
+}
+
 func (c *cache) Get(_ context.Context, ref string) (image.Image, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -203,7 +210,10 @@ func (c *cache) Get(_ context.Context, ref string) (image.Image, error) {
 }
 
 func (c *cache) Pull(ctx context.Context, ref string, progress func(done, total int64)) (image.Image, error) {
-	if ref == c.hang {
+	c.mu.Lock()
+	hangs := ref == c.hang
+	c.mu.Unlock()
+	if hangs {
 		<-ctx.Done()
 		return image.Image{}, ctx.Err()
 	}

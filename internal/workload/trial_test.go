@@ -119,7 +119,7 @@ func TestLoopRollsBack(t *testing.T) {
 // checked only by its image too.
 func TestLoopRollsBackWhatEnds(t *testing.T) {
 	inMachine(t, func(m *machine) {
-		m.images.local["checked:1"], m.images.local["checked:2"] = true, true
+		m.images.change(func(c *cache) { c.local["checked:1"], c.local["checked:2"] = true, true })
 		m.apply("web", "checked:1")
 		m.healthIs("web", healthy, "")
 		m.driver.took()
@@ -235,7 +235,7 @@ func TestLoopRestartIsNoChange(t *testing.T) {
 		m.driver.answer("web", "")
 		m.rest(time.Minute)
 		m.driver.took()
-		m.images.moved = "web:1"
+		m.images.change(func(c *cache) { c.moved = "web:1" })
 		m.driver.answer("web", "no")
 		m.stopped("web", false)
 		m.rest(30 * time.Second)
@@ -309,7 +309,7 @@ func TestLoopRollsBackWithAnotherSpec(t *testing.T) {
 				break
 			}
 		}
-		m.images.hang = "slow:6"
+		m.images.change(func(c *cache) { c.hang = "slow:6" })
 		m.apply("web", "slow:6", tried())
 		m.want("web", "pulling 6/4")
 	})
@@ -433,7 +433,7 @@ func TestLoopRollsBackWithoutAnImage(t *testing.T) {
 		m.healthyFirst()
 		m.driver.answer("web", "no")
 		m.apply("web", "web:2", tried())
-		delete(m.images.local, "web:1")
+		m.images.change(func(c *cache) { delete(c.local, "web:1") })
 		m.rest(30 * time.Second)
 		m.want("web", "failed 2/1 rollback")
 		standing, err := StandingNow(m.store, &v1.Meta{Name: "web", Uid: m.object("web").Meta.Uid})
