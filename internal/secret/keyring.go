@@ -200,8 +200,9 @@ func (k *keyring) rebind() (bool, error) {
 	return err == nil, err
 }
 
-// keep drops all keys but the current one and those named.
-func (k *keyring) keep(ids map[string]bool) error {
+// keep drops all keys but the current one and those named, once ready has succeeded,
+// which is not asked when there is none to drop.
+func (k *keyring) keep(ids map[string]bool, ready func() error) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if err := k.load(); err != nil || len(k.entries) == 0 {
@@ -215,6 +216,9 @@ func (k *keyring) keep(ids map[string]bool) error {
 	}
 	if len(left) == len(k.entries) {
 		return nil
+	}
+	if err := ready(); err != nil {
+		return err
 	}
 	return k.save(left)
 }

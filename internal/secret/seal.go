@@ -122,11 +122,8 @@ func (b *Book) Unlock() error {
 	if err != nil {
 		return err
 	}
-	// The copy too must open with what is left.
-	if err := b.store.Copy(); err != nil {
-		return err
-	}
-	return b.keys.keep(used)
+	// The store's copy, too, must open with what is left.
+	return b.keys.keep(used, b.store.Copy)
 }
 
 // reseal gives a Secret under another key; nil when it is so already, or can't be
