@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -182,22 +183,29 @@ func (d *Driver) stop(ctx context.Context, name string, task containerd.Task, si
 			return err
 		}
 	}
-	if err := d.cgroup(name).FreeIO(); err != nil {
-		return err // what it wrote has to be taken before it ends
-	}
-	if err := task.Kill(ctx, syscall.SIGKILL, containerd.WithKillAll); err != nil && !gone(err) {
-		return err
-	}
-	if done, err := await.Done(ctx, ended, killLimit); done || err != nil {
-		return err
-	}
-	// Processes beyond runc's view: let the kernel end all of the cgroup.
-	if err := d.cgroup(name).Kill(); err != nil {
+	if err := d.kill(ctx, name, task); err != nil {
 		return err
 	}
 	done, err := await.Done(ctx, ended, killLimit)
 	if !done && err == nil {
 		err = fmt.Errorf("its processes do not end, a device may not answer: %w", errdefs.ErrUnavailable)
+	}
+	return err
+}
+
+// kill ends all processes at once, however many there are: the kernel does, and needs
+// no shim, which others wait for. What they wrote has to be taken before they end, so
+// that no limit of that holds any more.
+func (d *Driver) kill(ctx context.Context, name string, task containerd.Task) error {
+	group := d.cgroup(name)
+	if err := group.FreeIO(); err != nil {
+		return err
+	}
+	err := group.Kill()
+	if errors.Is(err, fs.ErrNotExist) {
+		if err = task.Kill(ctx, syscall.SIGKILL, containerd.WithKillAll); gone(err) {
+			return nil
+		}
 	}
 	return err
 }
