@@ -18,6 +18,14 @@ import (
 )
 
 func main() {
+	// Also process 1 of a host, and runc in it.
+	if own := map[string]func() error{hostArg: hostMain, runcArg: runcMain}[calledAs()]; own != nil {
+		if err := own(); err != nil {
+			fmt.Fprintln(os.Stderr, "error:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	only := flag.String("only", "", "comma-separated parts: "+strings.Join(partNames(), ", "))
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
@@ -27,6 +35,14 @@ func main() {
 		fmt.Fprintln(os.Stderr, "error: bench:", err)
 		os.Exit(1)
 	}
+}
+
+// calledAs is another role of this program, "" for none.
+func calledAs() string {
+	if name := filepath.Base(os.Args[0]); name == runcArg || len(os.Args) < 2 {
+		return name
+	}
+	return os.Args[1]
 }
 
 // part is one table.
@@ -44,6 +60,7 @@ var parts = []part{
 	{"start", "Start of a container", startMethod, (*bench).start},
 	{"guest", "Start of a microVM's guest", guestMethod, (*bench).guest},
 	{"machines", "MicroVMs of one image", machinesMethod, (*bench).machines},
+	{"scale", "Two hundred workloads", scaleMethod, (*bench).scale},
 	{"bundle", "Update bundle", bundleMethod, (*bench).bundle},
 	{"push", "Push of an update", pushMethod, (*bench).pushUpdate},
 	{"rollback", "Rollback", rollbackMethod, (*bench).rollback},
