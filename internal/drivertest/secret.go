@@ -70,7 +70,7 @@ func (s *suite) laterSecrets(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	got := strings.ReplaceAll(output(t, in), "ready\n", "")
+	got := strings.NewReplacer("ready\n", "", "got 15\n", "").Replace(output(t, in)) // trap's words
 	if want := "first\nfirst\nsecond\nsecond\n\n"; got != want {
 		t.Errorf("printed %q, want %q", got, want)
 	}
