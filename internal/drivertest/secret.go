@@ -168,7 +168,7 @@ func onDisk(t *testing.T, dirs []string, text string) (found []string) {
 			if err != nil {
 				return err
 			}
-			holds, err := fileHolds(path, text)
+			holds, err := FileHolds(path, text)
 			if holds {
 				found = append(found, path)
 			}
@@ -181,8 +181,8 @@ func onDisk(t *testing.T, dirs []string, text string) (found []string) {
 	return found
 }
 
-// fileHolds looks through the parts of a file that are no holes.
-func fileHolds(path, text string) (bool, error) {
+// FileHolds looks for a text in the parts of a file that are no holes.
+func FileHolds(path, text string) (bool, error) {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil

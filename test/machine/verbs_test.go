@@ -19,6 +19,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"capsule/internal/drivertest"
 	"capsule/internal/imagetest"
 	"capsule/internal/lab"
 )
@@ -49,6 +50,7 @@ var verbs = map[string]func(ts *testscript.TestScript, neg bool, args []string){
 	"spoil":     spoil,
 	"stick":     stick,
 	"medium":    medium,
+	"ondisk":    onDisk,
 	"same":      same,
 	"cutduring": cutduring,
 	"terminal":  terminal,
@@ -231,9 +233,21 @@ func upMachine(ts *testscript.TestScript, name string, flags []string) {
 		_ = m.Kill(context.Background())
 	})
 	ts.Setenv("CAPSULE_HOST", name)
-	ts.Setenv("DISK", m.Disk())
 	for _, p := range m.Publish {
 		ts.Setenv(fmt.Sprintf("%s_%d", strings.ToUpper(p.Protocol), p.Port), fmt.Sprintf("127.0.0.1:%d", p.HostPort))
+	}
+}
+
+// onDisk NAME TEXT: succeeds when the disk of a machine that is off holds a text,
+// wherever on it.
+func onDisk(ts *testscript.TestScript, neg bool, args []string) {
+	need(ts, args, 2, "ondisk NAME TEXT")
+	m, err := lab.Attach("", args[0])
+	ts.Check(err)
+	found, err := drivertest.FileHolds(m.Disk(), args[1])
+	ts.Check(err)
+	if found == neg {
+		ts.Fatalf("%s holds %q: %v", m.Disk(), args[1], found)
 	}
 }
 
