@@ -103,8 +103,13 @@ func objectView(objects []*capsulev1.Object, now time.Time) (view, error) {
 	}
 	slices.SortStableFunc(objects, func(a, b *capsulev1.Object) int { return place(a) - place(b) })
 	v := view{columns: workloadColumns}
-	if len(objects) > 0 && place(objects[len(objects)-1]) > 0 {
-		v.below = &view{columns: volumeColumns, below: &view{columns: secretColumns, below: &view{columns: configurationColumns}}}
+	tables := []*view{&v} // by place, up to the last that holds something
+	if len(objects) > 0 {
+		for _, columns := range [][]string{volumeColumns, secretColumns, configurationColumns}[:place(objects[len(objects)-1])] {
+			below := &view{columns: columns}
+			tables[len(tables)-1].below = below
+			tables = append(tables, below)
+		}
 	}
 	for _, o := range objects {
 		document, err := manifest.Encode(o)
@@ -114,17 +119,9 @@ func objectView(objects []*capsulev1.Object, now time.Time) (view, error) {
 		v.yaml = append(v.yaml, document)
 		v.values = append(v.values, o)
 		v.names = append(v.names, nameOf(o.GetMeta()))
-		switch {
-		case isVolume(o):
-			v.below.rows = append(v.below.rows, volumeRow(o, now))
-		case isSecret(o):
-			v.below.below.rows = append(v.below.below.rows, secretRow(o, now))
-		case isConfiguration(o):
-			last := v.below.below.below
-			last.rows = append(last.rows, configurationRow(o, now))
-		default:
-			v.rows = append(v.rows, workloadRow(o, now))
-		}
+		row := []func(*capsulev1.Object, time.Time) []string{workloadRow, volumeRow, secretRow, configurationRow}[place(o)]
+		table := tables[place(o)]
+		table.rows = append(table.rows, row(o, now))
 	}
 	return v, nil
 }
