@@ -227,3 +227,16 @@ func TestLatestOrder(t *testing.T) {
 		t.Errorf("a restart asked for last: %v", got)
 	}
 }
+
+// Where the environment of workloads passes on its way to runc, no disk is.
+func TestRuntimeFilesAreInMemory(t *testing.T) {
+	for _, entry := range containerdEnv() {
+		if dir, ok := strings.CutPrefix(entry, "XDG_RUNTIME_DIR="); ok {
+			if !strings.HasPrefix(dir, "/run/") {
+				t.Errorf("it is at %s", dir)
+			}
+			return
+		}
+	}
+	t.Error("go-runc takes TMPDIR, which is on the disk")
+}

@@ -50,12 +50,15 @@ func (m *machine) startServices(ctx context.Context) {
 		m.containerd = &service{
 			name:  "containerd",
 			argv:  []string{"/usr/bin/containerd", "--config", containerdConfig},
-			env:   []string{"TMPDIR=" + permDir + "/tmp"},
+			env:   containerdEnv(),
 			group: groupContainerd,
 			score: serviceScore,
 		}
 		m.step("containerd", func() error {
 			if err := os.WriteFile(containerdConfig, []byte(ContainerdTOML), 0o644); err != nil {
+				return err
+			}
+			if err := os.MkdirAll(runtimeDir, 0o700); err != nil {
 				return err
 			}
 			return m.start(ctx, m.containerd)
@@ -71,6 +74,15 @@ func (m *machine) startServices(ctx context.Context) {
 		runs:  m.runs,
 	}
 	m.step("serve", func() error { return m.start(ctx, m.serve) })
+}
+
+// runtimeDir is in memory. What runc is to start, with its environment and so with
+// secrets, goes to it by files that its shim makes there, and not where TMPDIR is.
+const runtimeDir = "/run/capsule/runtime"
+
+// containerdEnv is also the shim's.
+func containerdEnv() []string {
+	return []string{"TMPDIR=" + permDir + "/tmp", "XDG_RUNTIME_DIR=" + runtimeDir}
 }
 
 func (m *machine) serveEnv() []string {
