@@ -143,7 +143,7 @@ type greeted struct {
 
 // elsewhere looks for the capsule on the network, and connects to it if it is
 // anywhere else than where it was asked. All that say to be it are tried at once, and
-// the first that proves it counts: one that lies, or says nothing, keeps nobody.
+// the best that proves it counts: one that lies, or says nothing, keeps nobody.
 func (s *seeker) elsewhere(ctx context.Context, asked string) *greeted {
 	hosts := s.seek(ctx, asked)
 	ctx, cancel := context.WithCancel(ctx)

@@ -54,19 +54,17 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	// Without the folder's name in it (-trimpath), what one checkout compiled serves
-	// the next one.
 	stages := []stage{
 		{name: "static checks", argv: []string{"make", "lint"}},
-		{name: "unit", argv: []string{"go", "test", "-json", "-trimpath", "-race", "-cover", "-timeout=30m", "./..."}},
+		{name: "unit", argv: goTest("-race", "-cover", "-timeout=30m", "./...")},
 		{name: "build vmexec", argv: []string{"go", "build", "-o", vmexec, "./test/vmexec"}},
-		{name: "drivers on our kernel", argv: append([]string{"go", "test", "-json", "-trimpath", "-cover", "-count=1", "-p=2", "-short", "-timeout=30m",
-			"-exec", vmexec + " -limit=32m --"}, machinePackages...), env: []string{"CGO_ENABLED=0"}, more: skippedPackages},
-		{name: "microVMs here", argv: []string{"go", "test", "-json", "-trimpath", "-count=1", "-p=1", "-timeout=30m", "./internal/guest/...", "./internal/microvm"},
+		{name: "drivers on our kernel", argv: append(goTest("-cover", "-count=1", "-p=2", "-short", "-timeout=30m",
+			"-exec", vmexec+" -limit=32m --"), machinePackages...), env: []string{"CGO_ENABLED=0"}, more: skippedPackages},
+		{name: "microVMs here", argv: goTest("-count=1", "-p=1", "-timeout=30m", "./internal/guest/...", "./internal/microvm"),
 			env: []string{"CAPSULE_TEST_GUEST=1"}, root: true},
 		{name: "the root is reproducible", argv: []string{"go", "run", "./image", "-check-reproducible"}},
-		{name: "whole machine", argv: []string{"go", "test", "-json", "-trimpath", "-count=1", "-p=1", "-timeout=60m", "-tags=machine", "./test/machine", "./test/lan"}},
-		{name: "power cuts", argv: []string{"go", "test", "-json", "-trimpath", "-count=1", "-timeout=30m", "-tags=machine", "./test/powercut"}},
+		{name: "whole machine", argv: goTest("-count=1", "-p=1", "-timeout=60m", "-tags=machine", "./test/machine", "./test/lan")},
+		{name: "power cuts", argv: goTest("-count=1", "-timeout=30m", "-tags=machine", "./test/powercut")},
 	}
 	r := report{skippedIn: map[string]bool{}, coverage: map[string]float64{}}
 	for _, s := range stages {
@@ -91,6 +89,12 @@ func run() error {
 		return fmt.Errorf("%s", strings.Join(r.problems, "; "))
 	}
 	return nil
+}
+
+// goTest is a run of tests that report reads. Without the checkout's folder in it
+// (-trimpath), what one checkout compiled serves the next one.
+func goTest(args ...string) []string {
+	return append([]string{"go", "test", "-json", "-trimpath"}, args...)
 }
 
 // skippedPackages are those of rootPackages of which a test was skipped here.
