@@ -94,9 +94,19 @@ func (d *decider) fails() string {
 	case d.status.Health == v1.HealthState_HEALTH_STATE_UNHEALTHY:
 		return unhealthy(d.status)
 	case d.Trial.Lasts >= d.Trial.Window:
-		return d.late(firstLine(d.status.HealthMessage))
+		return d.late(d.lately())
 	}
 	return ""
+}
+
+// lately is what was last known of its health or, when that is nothing yet as it was
+// just started again, how it ended before.
+func (d *decider) lately() string {
+	text := firstLine(d.status.HealthMessage)
+	if text == "" && d.status.Failures > 0 && d.status.ExitCode != nil {
+		text = fmt.Sprintf("exited with code %d", d.status.GetExitCode())
+	}
+	return text
 }
 
 // late is that the time is over, and what was last known.

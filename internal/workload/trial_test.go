@@ -136,6 +136,23 @@ func TestLoopRollsBackWhatEnds(t *testing.T) {
 	})
 }
 
+// Its time may be over while it has just been started again, and no probe has answered.
+func TestLoopRollsBackSaysHowItEnded(t *testing.T) {
+	inMachine(t, func(m *machine) {
+		m.healthyFirst()
+		m.driver.answer("web", "no table")
+		m.apply("web", "web:2", tried())
+		m.rest(17 * time.Second)
+		for _, pause := range []time.Duration{1, 2, 4} {
+			m.driver.crash("web", 7)
+			m.rest(pause*time.Second + 300*time.Millisecond) // before its first probe
+		}
+		m.rest(time.Second)
+		m.want("web", "failed 2/1 rollback")
+		m.says("web", "rolled back to generation 1: not healthy within 25s: exited with code 7")
+	})
+}
+
 // A start that fails takes the older generation down, and is not tried again.
 func TestLoopRollsBackAFailedStart(t *testing.T) {
 	inMachine(t, func(m *machine) {
