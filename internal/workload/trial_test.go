@@ -136,21 +136,26 @@ func TestLoopRollsBackWhatEnds(t *testing.T) {
 	})
 }
 
-// Its time may be over while it has just been started again, and no probe has answered.
-func TestLoopRollsBackSaysHowItEnded(t *testing.T) {
-	inMachine(t, func(m *machine) {
-		m.healthyFirst()
-		m.driver.answer("web", "no table")
-		m.apply("web", "web:2", tried())
-		m.rest(17 * time.Second)
-		for _, pause := range []time.Duration{1, 2, 4} {
-			m.driver.crash("web", 7)
-			m.rest(pause*time.Second + 300*time.Millisecond) // before its first probe
-		}
-		m.rest(time.Second)
-		m.want("web", "failed 2/1 rollback")
-		m.says("web", "rolled back to generation 1: not healthy within 25s: exited with code 7")
-	})
+// A trial that is over tells what is known: the last probe's answer or, when none was
+// made yet since the last start, how it ended before.
+func TestLately(t *testing.T) {
+	tests := map[string]struct {
+		status *v1.WorkloadStatus
+		want   string
+	}{
+		"nothing known":              {&v1.WorkloadStatus{}, ""},
+		"a probe failed":             {&v1.WorkloadStatus{HealthMessage: "exit code 1: no\nmore", Failures: 1, ExitCode: proto.Int32(7)}, "exit code 1: no"},
+		"just started again":         {&v1.WorkloadStatus{Failures: 1, ExitCode: proto.Int32(7)}, "exited with code 7"},
+		"a generation before it did": {&v1.WorkloadStatus{ExitCode: proto.Int32(7)}, ""},
+		"lost with the machine":      {&v1.WorkloadStatus{Failures: 1}, ""},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			if got := (&decider{status: test.status}).lately(); got != test.want {
+				t.Errorf("%q, want %q", got, test.want)
+			}
+		})
+	}
 }
 
 // A start that fails takes the older generation down, and is not tried again.
