@@ -351,6 +351,7 @@ func TestFollowsUplink(t *testing.T) {
 	laptop.Addr(t, "eth0", "2001:db8:70::1/64")
 	r := NewResponder(slog.New(slog.DiscardHandler))
 	r.Say(testService("capsule-a3f2", "a3f2"))
+	settings := uplink.NewSettings(uplink.Config{})
 	ctx, cancel := context.WithCancel(t.Context())
 	var parts sync.WaitGroup
 	defer parts.Wait()
@@ -362,7 +363,7 @@ func TestFollowsUplink(t *testing.T) {
 	})
 	parts.Go(func() {
 		err := uplink.Run(ctx, uplink.Options{
-			RunDir: t.TempDir(), Log: slog.New(slog.DiscardHandler),
+			Settings: settings, RunDir: t.TempDir(), Log: slog.New(slog.DiscardHandler),
 			Select: func(l netlink.Link) bool { return l.Attrs().Name == "up0" },
 			OnChange: func(s uplink.State) {
 				var links []Link
@@ -376,19 +377,11 @@ func TestFollowsUplink(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	here := (*nettest.NS)(nil)
 	old := ""
 	for _, address := range []string{"2001:db8:70::20", "2001:db8:70::30"} {
-		here.Addr(t, "up0", address+"/64")
-		if old != "" {
-			a, err := netlink.ParseAddr(old + "/64")
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := netlink.AddrDel(here.Link(t, "up0"), a); err != nil {
-				t.Fatal(err)
-			}
-		}
+		settings.Set(uplink.Config{Links: []uplink.LinkConfig{{
+			Link: "up0", Addresses: []netip.Prefix{netip.PrefixFrom(netip.MustParseAddr(address), 64)},
+		}}})
 		begun := time.Now()
 		nettest.Eventually(t, 10*time.Second, func() error {
 			var at []netip.Addr
