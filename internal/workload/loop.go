@@ -107,7 +107,7 @@ type memory struct {
 	oldFailures uint32
 	replaced    bool      // an older generation was stopped for the wanted one
 	tried       uint64    // generation that has been started
-	trying      time.Time // when this daemon first saw that
+	trying      time.Time // when this daemon first saw that run
 	settled     result    // what is kept of the wanted generation's fate
 	// kept are the volumes that were left to it when others were last released;
 	// nil when it may hold more since.

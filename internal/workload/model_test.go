@@ -304,7 +304,9 @@ func (m *model) trial() trial {
 	case m.served != generation, held(m.obj.GetWorkload().Status):
 		m.tried = 0
 	case m.tried != generation:
-		m.tried, m.trying = generation, clock
+		if m.tried = 0; begun(m.obj.Meta, m.have) {
+			m.tried, m.trying = generation, clock
+		}
 	}
 	if m.healthy == 0 || m.healthy == generation {
 		return trial{}

@@ -3,6 +3,7 @@ package workload
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -185,7 +186,10 @@ func (l *Loop) trial(ctx context.Context, obj, before, healthy *v1.Object, m *me
 	case !started, held(obj.GetWorkload().GetStatus()): // what waits for others is not to blame
 		m.tried, m.trying = 0, time.Time{}
 	case m.tried != obj.Meta.Generation:
-		m.tried, m.trying = obj.Meta.Generation, time.Now()
+		m.tried, m.trying = 0, time.Time{}
+		if begun(obj.Meta, found) {
+			m.tried, m.trying = obj.Meta.Generation, time.Now()
+		}
 	}
 	if healthy == nil || healthy.Meta.Generation == obj.Meta.Generation {
 		return trial{}
@@ -203,6 +207,14 @@ func (l *Loop) trial(ctx context.Context, obj, before, healthy *v1.Object, m *me
 		t.Lasts = time.Since(m.trying)
 	}
 	return t
+}
+
+// begun tells that the wanted generation runs, or ran since the machine came up: what
+// a boot takes before it starts again is not its own time.
+func begun(wanted *v1.Meta, found []seen) bool {
+	return slices.ContainsFunc(found, func(s seen) bool {
+		return s.UID == wanted.Uid && s.Generation == wanted.Generation && (s.State == Running || !s.FinishedAt.IsZero())
+	})
 }
 
 // isDone tells that what was healthy has done its work, which is not to be done again.

@@ -359,6 +359,27 @@ func TestLoopRollsBackAcrossCuts(t *testing.T) {
 	}
 }
 
+// A boot that takes long before workloads start takes nothing of a trial's time.
+func TestLoopTrialBeginsWithTheProgram(t *testing.T) {
+	inMachine(t, func(m *machine) {
+		m.healthyFirst()
+		m.driver.answer("web", "not yet")
+		m.apply("web", "web:2", tried())
+		m.kill()
+		m.driver.reset()
+		m.driver.breaks("start", errdefs.ErrUnavailable)
+		m.boot()
+		m.rest(time.Minute)
+		m.driver.answer("web", "")
+		m.driver.breaks("start", nil)
+		m.rest(time.Minute)
+		m.want("web", "running 2/2")
+		if list := m.rollbacks(); len(list) != 0 {
+			m.Error(list)
+		}
+	})
+}
+
 // Stopped by an operator on trial, it stays stopped, and is tried again after.
 func TestLoopStopsOnTrial(t *testing.T) {
 	inMachine(t, func(m *machine) {

@@ -16,17 +16,20 @@ import (
 // idles holds, by machine, the longest answer of when it had nothing to do.
 var idles sync.Map
 
+// rounds of a measurement: what else this computer does at the moment makes one fail,
+// an API that is not prompt makes all.
+const rounds = 3
+
 // prompt TIMES idle|LIMIT COMMAND…: runs the command so many times, and all have to end
 // well. How long they take on an emulated machine, beside others on this one, is
-// learnt when it is idle: then none may take longer by more than the limit.
+// learnt when it is idle: then none of a round may take longer by more than the limit.
 func prompt(ts *testscript.TestScript, _ bool, args []string) {
 	need(ts, args, 3, "prompt TIMES idle|LIMIT COMMAND...")
 	times, err := strconv.Atoi(args[0])
 	ts.Check(err)
-	worst := answers(ts, times, args[2:])
 	machine := ts.Getenv("CAPSULE_HOST")
 	if args[1] == "idle" {
-		idles.Store(machine, worst)
+		idles.Store(machine, answers(ts, times, args[2:]))
 		return
 	}
 	limit, err := time.ParseDuration(args[1])
@@ -35,9 +38,14 @@ func prompt(ts *testscript.TestScript, _ bool, args []string) {
 	if !known {
 		ts.Fatalf("nothing is known of %s when it is idle", machine)
 	}
-	if limit += idle.(time.Duration); worst > limit {
-		ts.Fatalf("%q took %v, %v when the machine is idle", args[2:], worst, idle)
+	var worst []time.Duration
+	for range rounds {
+		worst = append(worst, answers(ts, times, args[2:]))
+		if worst[len(worst)-1] <= limit+idle.(time.Duration) {
+			return
+		}
 	}
+	ts.Fatalf("%q took %v, %v when the machine is idle", args[2:], worst, idle)
 }
 
 // answers gives the longest that the command took.
