@@ -34,6 +34,10 @@ var machinePackages = []string{
 // machine can't run are run on our kernel.
 var rootPackages = []string{"./internal/network", "./internal/uplink", "./internal/image"}
 
+// namespaces are the tests of ./test/lan that need no machine: they are among the
+// unit tests.
+const namespaces = "^Test(FirstContact|NoDHCP|Trial)"
+
 type stage struct {
 	name string
 	argv []string
@@ -63,7 +67,7 @@ func run() error {
 		{name: "microVMs here", argv: goTest("-count=1", "-p=1", "-timeout=30m", "./internal/guest/...", "./internal/microvm"),
 			env: []string{"CAPSULE_TEST_GUEST=1"}, root: true},
 		{name: "the root is reproducible", argv: []string{"go", "run", "./image", "-check-reproducible"}},
-		{name: "whole machine", argv: goTest("-count=1", "-p=1", "-timeout=60m", "-tags=machine", "./test/machine", "./test/lan")},
+		{name: "whole machine", argv: goTest("-count=1", "-p=1", "-timeout=60m", "-tags=machine", "-skip="+namespaces, "./test/machine", "./test/lan")},
 		{name: "power cuts", argv: goTest("-count=1", "-timeout=30m", "-tags=machine", "./test/powercut")},
 	}
 	r := report{skippedIn: map[string]bool{}, coverage: map[string]float64{}}

@@ -43,7 +43,10 @@ func TestManual(t *testing.T) {
 		}
 		if name := filepath.Base(page); bytes.Contains(text, []byte("\n```yaml\n# ")) && !slices.Contains(elsewhere, name) {
 			ran++
-			t.Run(name, func(t *testing.T) { runPage(t, name) })
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				readPage(t, name)
+			})
 		}
 	}
 	if ran < 5 {
@@ -51,43 +54,38 @@ func TestManual(t *testing.T) {
 	}
 }
 
-func runPage(t *testing.T, page string) {
+// reader does what a page says, in a folder of its own.
+type reader struct {
+	*testing.T
+	dir string
+	env []string
+}
+
+func readPage(t *testing.T, page string) {
 	text, err := os.ReadFile(filepath.Join(repository, "docs", page))
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := t.TempDir()
+	r := &reader{T: t, dir: t.TempDir()}
 	// The pages are read in the checkout's folder.
-	if err := os.Symlink(filepath.Join(repository, "build"), filepath.Join(dir, "build")); err != nil {
+	if err := os.Symlink(filepath.Join(repository, "build"), filepath.Join(r.dir, "build")); err != nil {
 		t.Fatal(err)
-	}
-	if page != "getting-started.md" {
-		if err := up("manual", "--memory", "768MiB"); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { runLine(t, dir, "capsulectl lab down manual") })
-		t.Setenv("CAPSULE_HOST", "manual")
-		if err := os.Link(filepath.Join(repository, "build/example/web.tar"), filepath.Join(dir, "web.tar")); err != nil {
-			t.Fatal(err)
-		}
-		runLine(t, dir, "capsulectl image push web.tar")
 	}
 	address := example
 	if page != "getting-started.md" {
-		address = addressOf(t, "manual")
-		t.Setenv("NO_PROXY", "*") // whoever reads it is in the capsule's network
+		address = r.boot("manual-" + strings.TrimSuffix(page, ".md"))
 	}
 	commands := 0
 	for _, m := range block.FindAllSubmatch(text, -1) {
 		if string(m[1]) == "yaml" {
-			writeNamed(t, dir, m[2])
+			r.write(m[2])
 			continue
 		}
 		// A command that ends with a backslash goes on in the next line.
 		lines := strings.ReplaceAll(strings.ReplaceAll(string(m[2]), "\\\n", " "), example, address)
 		for line := range strings.Lines(lines) {
 			if command, ok := strings.CutPrefix(strings.TrimSpace(line), "$ "); ok {
-				runLine(t, dir, command)
+				r.run(command)
 				commands++
 			}
 		}
@@ -95,6 +93,23 @@ func runPage(t *testing.T, page string) {
 	if commands == 0 {
 		t.Fatal("no command found")
 	}
+}
+
+// boot has a capsule with the example's image be the one that is meant, and gives its
+// address.
+func (r *reader) boot(name string) string {
+	r.Helper()
+	if err := up(name, "--memory", "768MiB"); err != nil {
+		r.Fatal(err)
+	}
+	r.Cleanup(func() { r.run("capsulectl lab down " + name) })
+	// Whoever reads it is in the capsule's network: there is no proxy.
+	r.env = []string{"CAPSULE_HOST=" + name, "NO_PROXY=*"}
+	if err := os.Link(filepath.Join(repository, "build/example/web.tar"), filepath.Join(r.dir, "web.tar")); err != nil {
+		r.Fatal(err)
+	}
+	r.run("capsulectl image push web.tar")
+	return addressOf(r.T, name)
 }
 
 // addressOf is where a capsule's API is reached.
@@ -111,25 +126,26 @@ func addressOf(t *testing.T, name string) string {
 	return c.Host
 }
 
-func writeNamed(t *testing.T, dir string, text []byte) {
-	t.Helper()
+// write makes a file of a block, which is named by its first line.
+func (r *reader) write(text []byte) {
+	r.Helper()
 	first, _, _ := bytes.Cut(text, []byte("\n"))
 	name, ok := strings.CutPrefix(string(first), "# ")
 	if !ok {
-		t.Fatalf("yaml without a name on its first line: %s", first)
+		r.Fatalf("yaml without a name on its first line: %s", first)
 	}
-	if err := os.WriteFile(filepath.Join(dir, name), text, 0o644); err != nil {
-		t.Fatal(err)
+	if err := os.WriteFile(filepath.Join(r.dir, name), text, 0o644); err != nil {
+		r.Fatal(err)
 	}
 }
 
 // untilInterrupted ends a command that would go on for ever.
 const untilInterrupted = "# until Ctrl-C"
 
-func runLine(t *testing.T, dir, command string) {
-	t.Helper()
+func (r *reader) run(command string) {
+	r.Helper()
 	cmd := exec.Command("sh", "-c", command)
-	cmd.Dir = dir
+	cmd.Dir, cmd.Env = r.dir, append(os.Environ(), r.env...)
 	if strings.HasPrefix(command, "make ") {
 		cmd.Dir = repository
 	}
@@ -143,9 +159,9 @@ func runLine(t *testing.T, dir, command string) {
 		defer limit.Stop()
 	}
 	err := cmd.Run()
-	t.Logf("$ %s\n%s", command, &out)
+	r.Logf("$ %s\n%s", command, &out)
 	if err != nil {
-		t.Fatalf("%s: %v", command, err)
+		r.Fatalf("%s: %v", command, err)
 	}
 }
 
