@@ -37,7 +37,8 @@ func (p *policies) replace(t *testing.T) {
 		t.Fatalf("code %d, %s", code, errs)
 	}
 	apply(2, "/payload", "false", func(status *v1.WorkloadStatus) bool {
-		return strings.HasPrefix(status.GetRolledBack(), "unhealthy: exit code 1") && serves(status)
+		// Found unhealthy or, on a slow machine, not healthy in time.
+		return strings.HasSuffix(status.GetRolledBack(), "exit code 1") && serves(status)
 	})
 	if now := p.runs(t, name); now != first {
 		t.Fatalf("%v runs, %v was healthy", now, first)

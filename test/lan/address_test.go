@@ -12,8 +12,9 @@ import (
 )
 
 const (
-	fixedAddress = "192.168.70.70"
-	otherAddress = "192.168.70.71"
+	fixedAddress  = "192.168.70.70"
+	fixedAddress6 = "2001:db8:70::70"
+	otherAddress  = "192.168.70.71"
 )
 
 // capsuleNetwork is a manifest of the capsule's only link.
@@ -41,17 +42,29 @@ func TestDeclaredAddress(t *testing.T) {
 	}
 }
 
+// waitsFor is until somebody answers there.
+func (p place) waitsFor(t *testing.T, to string) {
+	t.Helper()
+	nettest.Eventually(t, 2*time.Minute, func() error {
+		_, err := p.http(to, time.Second)
+		return err
+	})
+}
+
 func webAt(address string) string { return address + ":8080" }
 
 // declaredAddress is not one that somebody has; it is confirmed, and everything moves.
 func (n *neighbourhood) declaredAddress(t *testing.T) {
 	peer, before := n.peerHost(), n.v4
 	n.refuses(t, capsuleNetwork(laptop4, peer4+"/24"), "address "+peer4+" of link")
-	n.must(t, capsuleNetwork(laptop4, fixedAddress+"/24", "2001:db8:70::70/64"), "apply", "-f", "-")
+	n.must(t, capsuleNetwork(laptop4, fixedAddress+"/24", fixedAddress6+"/64"), "apply", "-f", "-")
 	n.v4 = fixedAddress
-	n.says(t, fixedAddress+":50000", "context", "list")
+	// It is confirmed at the first of the new addresses that answers, of either family.
+	if out := n.must(t, "", "context", "list"); !strings.Contains(out, fixedAddress+":50000") && !strings.Contains(out, "["+fixedAddress6+"]:50000") {
+		t.Errorf("the context has another address: %s", out)
+	}
 	peer.reaches(t, webAt(fixedAddress), "web")
-	peer.reaches(t, "[2001:db8:70::70]:8080", "web")
+	peer.reaches(t, "["+fixedAddress6+"]:8080", "web")
 	peer.unreachable(t, webAt(before))
 	n.says(t, fixedAddress+":50000", "discover", "--timeout", "2s")
 	if out := n.must(t, "", "workload", "exec", "web", "--", "/payload", "lookup", "example.org"); strings.TrimSpace(out) != "example.org 192.0.2.2" {
@@ -78,10 +91,7 @@ func (n *neighbourhood) cutInTrial(t *testing.T) {
 		defer close(done)
 		n.run(t, capsuleNetwork(laptop4, otherAddress+"/24"), "apply", "-f", "-", "--confirm-at", "192.168.70.99")
 	}()
-	nettest.Eventually(t, 30*time.Second, func() error {
-		_, err := peer.http(webAt(otherAddress), time.Second)
-		return err
-	})
+	peer.waitsFor(t, webAt(otherAddress))
 	cut(t, n.machine)
 	start(t, n.machine)
 	<-done
@@ -92,6 +102,6 @@ func (n *neighbourhood) cutInTrial(t *testing.T) {
 		}
 		return nil
 	})
-	peer.reaches(t, webAt(n.v4), "web")
+	peer.waitsFor(t, webAt(n.v4)) // DHCP is asked anew
 	peer.unreachable(t, webAt(otherAddress))
 }
