@@ -258,3 +258,13 @@ func lines(text string) []string {
 	slices.Sort(l)
 	return l
 }
+
+// slow skips what takes a minute on an emulated machine, when tests are to be short.
+func slow(run func(*testing.T)) func(*testing.T) {
+	return func(t *testing.T) {
+		if testing.Short() {
+			t.Skip("takes long; run without -short")
+		}
+		run(t)
+	}
+}

@@ -14,10 +14,10 @@ func (s *suite) limits(t *testing.T) {
 	t.Run("IO-05 over the memory limit", s.outOfMemory)
 	t.Run("under the memory limit", s.enoughMemory)
 	t.Run("use", s.use)
-	t.Run("use of disks", s.useOfDisks)
+	t.Run("use of disks", slow(s.useOfDisks))
 	t.Run("processes", s.bombed)
 	t.Run("disk", s.disk)
-	t.Run("traffic with disks", s.traffic)
+	t.Run("traffic with disks", slow(s.traffic))
 }
 
 func (s *suite) outOfMemory(t *testing.T) {

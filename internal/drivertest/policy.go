@@ -57,9 +57,9 @@ func (s *suite) policy(t *testing.T) {
 		{"not after success", "on-failure", 0, false},
 		{"never", "never", 3, false},
 	} {
-		t.Run(tc.name, func(t *testing.T) {
+		t.Run(tc.name, slow(func(t *testing.T) {
 			p.keep(t, "policy-"+strings.ReplaceAll(tc.name, " ", "-"), tc.restart, tc.code, tc.again)
-		})
+		}))
 	}
 	t.Run("LIFE-05 replace", p.replace)
 }

@@ -58,16 +58,17 @@ func run() error {
 	if err != nil {
 		return err
 	}
+	short := fmt.Sprintf("-short=%v", os.Getenv("CAPSULE_TEST_LONG") == "")
 	stages := []stage{
 		{name: "static checks", argv: []string{"make", "lint"}},
 		{name: "unit", argv: goTest("-race", "-cover", "-timeout=30m", "./...")},
 		{name: "build vmexec", argv: []string{"go", "build", "-o", vmexec, "./test/vmexec"}},
-		{name: "drivers on our kernel", argv: append(goTest("-cover", "-count=1", "-p=2", "-short", "-timeout=30m",
-			"-exec", vmexec+" -limit=32m --"), machinePackages...), env: []string{"CGO_ENABLED=0"}, more: skippedPackages},
-		{name: "microVMs here", argv: goTest("-count=1", "-p=1", "-timeout=30m", "./internal/guest/...", "./internal/microvm"),
+		{name: "drivers on our kernel", argv: append(goTest("-cover", "-count=1", "-p=2", short, "-timeout=60m",
+			"-exec", vmexec+" -limit=62m --"), machinePackages...), env: []string{"CGO_ENABLED=0"}, more: skippedPackages},
+		{name: "microVMs here", argv: goTest("-count=1", "-p=1", short, "-timeout=30m", "./internal/guest/...", "./internal/microvm"),
 			env: []string{"CAPSULE_TEST_GUEST=1"}, root: true},
 		{name: "the root is reproducible", argv: []string{"go", "run", "./image", "-check-reproducible"}},
-		{name: "whole machine", argv: goTest("-count=1", "-p=1", "-timeout=60m", "-tags=machine", "-skip="+namespaces, "./test/machine", "./test/lan")},
+		{name: "whole machine", argv: goTest("-count=1", "-p=1", "-timeout=120m", "-tags=machine", "-skip="+namespaces, "./test/machine", "./test/lan")},
 		{name: "power cuts", argv: goTest("-count=1", "-timeout=30m", "-tags=machine", "./test/powercut")},
 	}
 	r := report{skippedIn: map[string]bool{}, coverage: map[string]float64{}}

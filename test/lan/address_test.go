@@ -32,13 +32,17 @@ func TestDeclaredAddress(t *testing.T) {
 	n.peerHost().reaches(t, webAt(n.v4), "web")
 	for _, row := range []struct {
 		name string
+		slow bool
 		run  func(*neighbourhood, *testing.T)
 	}{
-		{"confirmed", (*neighbourhood).declaredAddress},
-		{"reverts", (*neighbourhood).typo},
-		{"cut", (*neighbourhood).cutInTrial},
+		{"confirmed", false, (*neighbourhood).declaredAddress},
+		{"reverts", true, (*neighbourhood).typo},
+		{"cut", true, (*neighbourhood).cutInTrial},
 	} {
-		t.Run(row.name, func(t *testing.T) { row.run(n, t) })
+		t.Run(row.name, func(t *testing.T) {
+			skipSlow(t, row.slow)
+			row.run(n, t)
+		})
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -27,19 +28,32 @@ func TestNetwork(t *testing.T) {
 	n.image(t)
 	for _, row := range []struct {
 		name string
+		slow bool // only when tests are to take long
 		run  func(*neighbourhood, *testing.T)
 	}{
-		{"NET-01 conflicts", (*neighbourhood).conflicts},
-		{"NET-03 UDP", (*neighbourhood).recreated},
-		{"NET-04 hairpin", (*neighbourhood).hairpin},
-		{"NET-06 loopback and bridge", (*neighbourhood).tricks},
-		{"from", (*neighbourhood).from},
-		{"lan deny", (*neighbourhood).denied},
-		{"ranges", (*neighbourhood).ranges},
-		{"microVM", (*neighbourhood).bothKinds},
-		{"NET-06 without IPv6", (*neighbourhood).withoutIPv6},
+		{"NET-01 conflicts", false, (*neighbourhood).conflicts},
+		{"NET-03 UDP", true, (*neighbourhood).recreated},
+		{"NET-04 hairpin", false, (*neighbourhood).hairpin},
+		{"NET-06 loopback and bridge", true, (*neighbourhood).tricks},
+		{"from", true, (*neighbourhood).from},
+		{"lan deny", true, (*neighbourhood).denied},
+		{"ranges", true, (*neighbourhood).ranges},
+		{"microVM", true, (*neighbourhood).bothKinds},
+		{"NET-06 without IPv6", true, (*neighbourhood).withoutIPv6},
 	} {
-		t.Run(row.name, func(t *testing.T) { row.run(n, t) })
+		t.Run(row.name, func(t *testing.T) {
+			skipSlow(t, row.slow)
+			row.run(n, t)
+		})
+	}
+}
+
+// skipSlow leaves out what takes minutes on an emulated machine, unless tests are to
+// take long. What it is about has a test in namespaces too.
+func skipSlow(t *testing.T, slow bool) {
+	t.Helper()
+	if slow && os.Getenv("CAPSULE_TEST_LONG") == "" {
+		t.Skip("takes minutes; set CAPSULE_TEST_LONG=1")
 	}
 }
 

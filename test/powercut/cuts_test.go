@@ -13,9 +13,9 @@ import (
 
 const (
 	// quickCuts are how many cuts the quick form tries.
-	quickCuts = 26
+	quickCuts = 16
 	// quickUpdateCuts are those at the updates.
-	quickUpdateCuts = 12
+	quickUpdateCuts = 8
 	// sweepCuts are those of the sweep besides all flushes; roundCuts are those of
 	// one round.
 	sweepCuts = 900
