@@ -48,13 +48,17 @@ func (x *call) send(r *capsulev1.ExecRequest) {
 	}
 }
 
+// input sends all of it, or what is taken until the call has ended: how it did is told
+// by finish.
 func (x *call) input(data []byte) {
 	for len(data) > 0 {
 		n := min(len(data), 32<<10)
-		x.send(&capsulev1.ExecRequest{Input: &capsulev1.ExecRequest_Stdin{Stdin: data[:n]}})
+		if x.stream.Send(&capsulev1.ExecRequest{Input: &capsulev1.ExecRequest_Stdin{Stdin: data[:n]}}) != nil {
+			return
+		}
 		data = data[n:]
 	}
-	x.send(&capsulev1.ExecRequest{Input: &capsulev1.ExecRequest_StdinClosed{StdinClosed: true}})
+	_ = x.stream.Send(&capsulev1.ExecRequest{Input: &capsulev1.ExecRequest_StdinClosed{StdinClosed: true}})
 }
 
 func (x *call) signal(n unix.Signal) {

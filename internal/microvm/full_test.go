@@ -20,7 +20,9 @@ func TestFullCapsule(t *testing.T) {
 	t.Cleanup(func() { check(t, unix.Unmount(w.opts.Dir, unix.MNT_DETACH)) })
 	w.fresh()
 	in := w.instance(t, "full", "trap", "15")
+	in.Resources.DiskBytes = 20 * mib
 	w.run(t, in, "ready")
+	check(t, unix.Mount("", w.opts.Dir, "", unix.MS_REMOUNT, "size=12m")) // others take the rest
 	q, err := qemu.Dial(t.Context(), w.driver.file(recordID(in), qmpFile))
 	check(t, err)
 	defer q.Close()
