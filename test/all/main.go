@@ -61,7 +61,7 @@ func run() error {
 	short := fmt.Sprintf("-short=%v", os.Getenv("CAPSULE_TEST_LONG") == "")
 	stages := []stage{
 		{name: "static checks", argv: []string{"make", "lint"}},
-		{name: "unit", argv: goTest("-race", "-cover", "-timeout=30m", "./...")},
+		{name: "unit", argv: goTest("-race", "-cover", "-p=3", "-timeout=30m", "./...")},
 		{name: "build vmexec", argv: []string{"go", "build", "-o", vmexec, "./test/vmexec"}},
 		{name: "drivers on our kernel", argv: append(goTest("-cover", "-count=1", "-p=2", short, "-timeout=60m",
 			"-exec", vmexec+" -limit=62m --"), machinePackages...), env: []string{"CGO_ENABLED=0"}, more: skippedPackages},
