@@ -21,7 +21,10 @@ func (p *policies) replace(t *testing.T) {
 		t.Helper()
 		p.declare(t, name, &v1.WorkloadSpec{
 			Image: p.base.Name, Command: []string{command}, Args: []string{"sleep", "10h"}, Network: "none",
-			Health: &v1.Health{Exec: []string{"/payload", check}, Interval: durationpb.New(time.Second), Timeout: durationpb.New(checkMax), Retries: 2},
+			Health: &v1.Health{
+				Exec: []string{"/payload", check}, Interval: durationpb.New(time.Second), Timeout: durationpb.New(checkMax), Retries: 2,
+				StartPeriod: durationpb.New(20 * time.Second), // an emulated machine takes its time
+			},
 		})
 		p.until(t, name, func(status *v1.WorkloadStatus) bool { return status.GetGeneration() == generation && until(status) })
 	}
@@ -37,8 +40,9 @@ func (p *policies) replace(t *testing.T) {
 		t.Fatalf("code %d, %s", code, errs)
 	}
 	apply(2, "/payload", "false", func(status *v1.WorkloadStatus) bool {
-		// Found unhealthy or, on a slow machine, not healthy in time.
-		return strings.HasSuffix(status.GetRolledBack(), "exit code 1") && serves(status)
+		// Found unhealthy or, where a check takes long, not healthy in time.
+		back := status.GetRolledBack()
+		return (back == "unhealthy: exit code 1" || strings.HasPrefix(back, "not healthy within ")) && serves(status)
 	})
 	if now := p.runs(t, name); now != first {
 		t.Fatalf("%v runs, %v was healthy", now, first)
