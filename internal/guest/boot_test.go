@@ -25,6 +25,7 @@ import (
 	capsulev1 "capsule/api/capsule/v1"
 	"capsule/internal/guest/channel"
 	"capsule/internal/imagetest"
+	"capsule/internal/qemu"
 )
 
 // wanted names the variable that asks for tests in guests, which take minutes.
@@ -95,7 +96,7 @@ func bootGuest(t *testing.T, layers []*imagetest.Layer, o options) *machine {
 	writeImage(t, image, layers)
 	writeInitramfs(t, initramfs)
 	args := []string{
-		"-M", "microvm,acpi=off,rtc=on,isa-serial=on,accel=tcg", "-cpu", "max", "-smp", "1", "-m", o.memory,
+		"-M", "microvm,acpi=off,rtc=on,isa-serial=on,accel=tcg", "-cpu", qemu.EmulatedCPU, "-smp", "1", "-m", o.memory,
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio",
 		"-kernel", kernel, "-initrd", initramfs, "-append", "console=ttyS0 reboot=t panic=-1 quiet capsule.channel=" + o.channel,
 		"-device", "virtio-serial-device,max_ports=4",

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"capsule/internal/qemu"
 	"capsule/internal/run"
 )
 
@@ -67,7 +68,7 @@ func (m *Machine) accelText() string {
 
 // arguments of QEMU. A pure function of the machine.
 func (m *Machine) arguments() []string {
-	cpu, accel := "max", "tcg,thread=multi"
+	cpu, accel := qemu.EmulatedCPU, "tcg,thread=multi"
 	if m.ICount != "" {
 		accel = "tcg,thread=single"
 	}

@@ -5,6 +5,7 @@ import (
 	"net"
 	"strings"
 
+	"capsule/internal/qemu"
 	"capsule/internal/workload"
 )
 
@@ -118,13 +119,12 @@ func (m machine) arguments() []string {
 	return args
 }
 
-// processor is that of the machine below with KVM, else an emulated one without
-// the string instructions that are slow when translated.
+// processor is that of the machine below with KVM, else an emulated one.
 func (m machine) processor() []string {
 	if m.KVM {
 		return []string{"-accel", "kvm", "-cpu", "host"}
 	}
-	return []string{"-accel", fmt.Sprintf("tcg,tb-size=%d,thread=multi", translationMiB), "-cpu", "max,-erms,-fsrm"}
+	return []string{"-accel", fmt.Sprintf("tcg,tb-size=%d,thread=multi", translationMiB), "-cpu", qemu.EmulatedCPU}
 }
 
 // emulatedLine is for the kernel on an emulated processor. It need not measure

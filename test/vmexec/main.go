@@ -21,6 +21,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"capsule/internal/qemu"
 )
 
 func main() {
@@ -153,7 +155,7 @@ func bootOnce(o options, dir string) (int, error) {
 	up := time.AfterFunc(bootMax, func() { stop(errHung) })
 	defer up.Stop()
 	argv := []string{
-		"-machine", "q35,accel=tcg", "-cpu", "max", "-smp", "2", "-m", o.memory,
+		"-machine", "q35,accel=tcg", "-cpu", qemu.EmulatedCPU, "-smp", "2", "-m", o.memory,
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-kernel", filepath.Join(o.build, "vmlinuz"), "-initrd", filepath.Join(dir, "initrd"),
 		"-append", "console=ttyS1 quiet panic=-1 rdinit=/init transparent_hugepage=madvise",
