@@ -138,7 +138,10 @@ func shimGone(err error) bool {
 	if errdefs.IsUnavailable(err) {
 		return true
 	}
-	for _, text := range []string{"ttrpc: closed", "connection refused", "broken pipe", "connection reset", "shim.sock", "server closed"} {
+	for _, text := range []string{
+		"ttrpc: closed", "connection refused", "broken pipe", "connection reset", "shim.sock", "server closed",
+		"pre-existing socket", "new shim socket", // two took the same socket: the ending one, and the next one
+	} {
 		if strings.Contains(err.Error(), text) {
 			return true
 		}
