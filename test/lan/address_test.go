@@ -26,23 +26,20 @@ func capsuleNetwork(gateway string, addresses ...string) string {
 // all that is told of addresses follows. What nobody reaches, and what a power cut
 // leaves unconfirmed, it goes back from.
 func TestDeclaredAddress(t *testing.T) {
+	skipSlow(t, true)
 	n := newNeighbourhood(t)
 	n.image(t)
 	n.apply(t, workload("Container", "web", ports("8080:80")))
 	n.peerHost().reaches(t, webAt(n.v4), "web")
 	for _, row := range []struct {
 		name string
-		slow bool
 		run  func(*neighbourhood, *testing.T)
 	}{
-		{"confirmed", false, (*neighbourhood).declaredAddress},
-		{"reverts", true, (*neighbourhood).typo},
-		{"cut", true, (*neighbourhood).cutInTrial},
+		{"confirmed", (*neighbourhood).declaredAddress},
+		{"reverts", (*neighbourhood).typo},
+		{"cut", (*neighbourhood).cutInTrial},
 	} {
-		t.Run(row.name, func(t *testing.T) {
-			skipSlow(t, row.slow)
-			row.run(n, t)
-		})
+		t.Run(row.name, func(t *testing.T) { row.run(n, t) })
 	}
 }
 
