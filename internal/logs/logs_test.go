@@ -135,6 +135,37 @@ func TestRotationKeepsTheNewest(t *testing.T) {
 	}
 }
 
+// Who writes as fast as it is read is read to where it was at the beginning.
+func TestReadingHasAnEnd(t *testing.T) {
+	for name, limits := range map[string]Limits{"in one file": {1 << 20, 3}, "over the limit": {1024, 3}} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			w := newWriter(t, dir, limits)
+			defer w.Close()
+			write := func() {
+				w.Write(Stdout, []byte("again\n"))
+				w.Flush()
+			}
+			for range 20 {
+				write()
+			}
+			read := 0
+			err := Follow(t.Context(), dir, all, func(Record) error {
+				if read++; read > 20 {
+					return errors.New("it reads what was written later")
+				}
+				for range 5 {
+					write()
+				}
+				return nil
+			})
+			if err != nil || read == 0 {
+				t.Errorf("%d records, %v", read, err)
+			}
+		})
+	}
+}
+
 func TestTail(t *testing.T) {
 	dir := t.TempDir()
 	w := newWriter(t, dir, Limits{FileBytes: 256, Files: 100})

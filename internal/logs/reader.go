@@ -21,8 +21,9 @@ type Options struct {
 }
 
 // Follow calls fn with the records of dir in the order of writing. The data of
-// a record is valid during the call only. It returns when all is read, or with
-// Options.Follow when dir is removed or ctx ends, both without error.
+// a record is valid during the call only. It returns when all is read that was there
+// when it was called, or with Options.Follow when dir is removed or ctx ends, both
+// without error.
 func Follow(ctx context.Context, dir string, o Options, fn func(Record) error) error {
 	var changes *watch
 	if o.Follow {
@@ -34,6 +35,12 @@ func Follow(ctx context.Context, dir string, o Options, fn func(Record) error) e
 	}
 	r := &reader{dir: dir, since: o.Since, fn: fn}
 	defer r.close()
+	if !o.Follow {
+		var err error
+		if r.end, err = newest(dir); err != nil {
+			return class(dir, err, false)
+		}
+	}
 	if o.Tail >= 0 {
 		if err := r.seekTail(ctx, o.Tail); err != nil {
 			return class(dir, err, o.Follow)
@@ -77,6 +84,30 @@ type reader struct {
 	file  *os.File
 	scan  *scanner
 	skip  int64 // lines still to pass over
+	end   *mark // where it stops; nil when it follows
+}
+
+// mark is a place in a log. Who writes faster than is read would have no end.
+type mark struct {
+	seq  uint64
+	size int64 // of that file
+}
+
+// newest is the end of a log at this moment.
+func newest(dir string) (*mark, error) {
+	seqs, err := list(dir)
+	if err != nil || len(seqs) == 0 {
+		return &mark{}, err
+	}
+	last := seqs[len(seqs)-1]
+	info, err := os.Stat(filepath.Join(dir, fileName(last)))
+	if errors.Is(err, fs.ErrNotExist) { // already over the limit
+		return &mark{seq: last}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &mark{last, info.Size()}, nil
 }
 
 func (r *reader) close() {
@@ -113,13 +144,16 @@ func (r *reader) drain(ctx context.Context) error {
 	}
 }
 
-// successor is the number of the file after the open one, 0 if there is none.
+// successor is the number of the file after the open one, 0 if there is none to read.
 func (r *reader) successor() (uint64, error) {
 	seqs, err := list(r.dir)
 	if err != nil {
 		return 0, err
 	}
 	for _, seq := range seqs {
+		if r.end != nil && seq > r.end.seq {
+			return 0, nil
+		}
 		if seq > r.seq {
 			return seq, nil
 		}
@@ -135,6 +169,9 @@ func (r *reader) open(seq uint64) error {
 		return err
 	}
 	r.file, r.scan = f, newScanner(f, 0)
+	if r.end != nil && seq == r.end.seq {
+		r.scan = newScanner(io.NewSectionReader(f, 0, r.end.size), 0)
+	}
 	return nil
 }
 
