@@ -43,13 +43,15 @@ func TestDeclaredAddress(t *testing.T) {
 	}
 }
 
-// waitsFor is until somebody answers there.
-func (p place) waitsFor(t *testing.T, to string) {
+// waitsFor is until somebody answers everywhere there.
+func (p place) waitsFor(t *testing.T, all ...string) {
 	t.Helper()
-	nettest.Eventually(t, 2*time.Minute, func() error {
-		_, err := p.http(to, time.Second)
-		return err
-	})
+	for _, to := range all {
+		nettest.Eventually(t, 2*time.Minute, func() error {
+			_, err := p.http(to, time.Second)
+			return err
+		})
+	}
 }
 
 func webAt(address string) string { return address + ":8080" }

@@ -77,6 +77,7 @@ func (n *neighbourhood) conflicts(t *testing.T) {
 			}
 		}
 	}
+	peer.waitsFor(t, n.at(8080)...) // it runs before it listens
 	serves()
 	const held = `is already published by workload "a"`
 	for port, why := range map[string]string{
@@ -98,6 +99,7 @@ func (n *neighbourhood) conflicts(t *testing.T) {
 	serves()
 	n.apply(t, workload("Container", "d", ports(n.v4+":8090:80")), workload("Container", "e", ports("["+n.v6+"]:8090:80")))
 	serves()
+	peer.waitsFor(t, n.at(8090)...)
 	for _, to := range n.at(8080) {
 		peer.reachesUDP(t, to, "c")
 	}
@@ -105,6 +107,7 @@ func (n *neighbourhood) conflicts(t *testing.T) {
 	peer.reaches(t, n.at(8090)[1], "e")
 	n.must(t, "", "workload", "delete", "a")
 	n.apply(t, workload("Container", "b", ports("8080:80")))
+	peer.waitsFor(t, n.at(8080)...)
 	for _, to := range n.at(8080) {
 		peer.reaches(t, to, "b")
 	}
