@@ -100,8 +100,8 @@ func declares(obj *capsulev1.Object, r *capsulev1.Revision) bool {
 // serve or are gone back to, should what is declared not be well.
 func standingConflicts(tx store.View, all []*capsulev1.Object, asked map[string]bool, wanted []network.Published) error {
 	for _, o := range all {
-		if o.GetWorkload() == nil || asked[o.GetMeta().GetUid()] {
-			continue
+		if o.GetWorkload() == nil || asked[o.GetMeta().GetUid()] || o.GetMeta().GetDeletedAt() != nil {
+			continue // what is deleted is on its way out, and gone back to no more
 		}
 		standing, err := workload.Standing(tx, o.GetMeta())
 		if err != nil {

@@ -167,6 +167,12 @@ func TestApplyRefusesPortsOfWhatServes(t *testing.T) {
 	if _, err := b.apply(t, of("web:2", port(8081)), web("other", port(8080))); err != nil {
 		t.Errorf("changed in one apply: %v", err)
 	}
+	if err := b.store.Delete("Container", "web"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.apply(t, web("third", port(8080)), web("other", port(8083))); err != nil {
+		t.Errorf("what is deleted: %v", err)
+	}
 }
 
 // The image of what serves, or is gone back to, is not pruned.
