@@ -168,10 +168,11 @@ func (r *reader) open(seq uint64) error {
 	if err != nil {
 		return err
 	}
-	r.file, r.scan = f, newScanner(f, 0)
+	var content io.ReaderAt = f
 	if r.end != nil && seq == r.end.seq {
-		r.scan = newScanner(io.NewSectionReader(f, 0, r.end.size), 0)
+		content = io.NewSectionReader(f, 0, r.end.size)
 	}
+	r.file, r.scan = f, newScanner(content, 0)
 	return nil
 }
 

@@ -301,12 +301,10 @@ const trialWindow = 30 * time.Second
 func (m *model) trial() trial {
 	generation, clock := m.obj.Meta.Generation, m.now.Add(m.jumped)
 	switch {
-	case m.served != generation, held(m.obj.GetWorkload().Status):
+	case m.served != generation, held(m.obj.GetWorkload().Status), m.tried != generation && !begun(m.obj.Meta, m.have):
 		m.tried = 0
 	case m.tried != generation:
-		if m.tried = 0; begun(m.obj.Meta, m.have) {
-			m.tried, m.trying = generation, clock
-		}
+		m.tried, m.trying = generation, clock
 	}
 	if m.healthy == 0 || m.healthy == generation {
 		return trial{}

@@ -182,14 +182,13 @@ func startFailed(status *v1.WorkloadStatus, why string) *v1.WorkloadStatus {
 // generations that were started last and healthy last.
 func (l *Loop) trial(ctx context.Context, obj, before, healthy *v1.Object, m *memory, found []seen) trial {
 	started := before.GetMeta().GetGeneration() == obj.Meta.Generation
+	other := m.tried != obj.Meta.Generation
 	switch {
-	case !started, held(obj.GetWorkload().GetStatus()): // what waits for others is not to blame
+	case !started, held(obj.GetWorkload().GetStatus()), // what waits for others is not to blame
+		other && !begun(obj.Meta, found):
 		m.tried, m.trying = 0, time.Time{}
-	case m.tried != obj.Meta.Generation:
-		m.tried, m.trying = 0, time.Time{}
-		if begun(obj.Meta, found) {
-			m.tried, m.trying = obj.Meta.Generation, time.Now()
-		}
+	case other:
+		m.tried, m.trying = obj.Meta.Generation, time.Now()
 	}
 	if healthy == nil || healthy.Meta.Generation == obj.Meta.Generation {
 		return trial{}

@@ -26,7 +26,7 @@ func capsuleNetwork(gateway string, addresses ...string) string {
 // all that is told of addresses follows. What nobody reaches, and what a power cut
 // leaves unconfirmed, it goes back from.
 func TestDeclaredAddress(t *testing.T) {
-	skipSlow(t, true)
+	skipSlow(t)
 	n := newNeighbourhood(t)
 	n.image(t)
 	n.apply(t, workload("Container", "web", ports("8080:80")))
@@ -40,17 +40,6 @@ func TestDeclaredAddress(t *testing.T) {
 		{"cut", (*neighbourhood).cutInTrial},
 	} {
 		t.Run(row.name, func(t *testing.T) { row.run(n, t) })
-	}
-}
-
-// waitsFor is until somebody answers everywhere there.
-func (p place) waitsFor(t *testing.T, all ...string) {
-	t.Helper()
-	for _, to := range all {
-		nettest.Eventually(t, 2*time.Minute, func() error {
-			_, err := p.http(to, time.Second)
-			return err
-		})
 	}
 }
 

@@ -230,6 +230,17 @@ func (n *neighbourhood) inside(t *testing.T, workload string) place {
 		}}
 }
 
+// waitsFor is until somebody answers everywhere there.
+func (p place) waitsFor(t *testing.T, all ...string) {
+	t.Helper()
+	for _, to := range all {
+		nettest.Eventually(t, 2*time.Minute, func() error {
+			_, err := p.http(to, time.Second)
+			return err
+		})
+	}
+}
+
 // reaches checks who answers there, and how it sees who asked.
 func (p place) reaches(t *testing.T, to, who string, as ...string) {
 	t.Helper()

@@ -42,7 +42,9 @@ func TestNetwork(t *testing.T) {
 		{"NET-06 without IPv6", true, (*neighbourhood).withoutIPv6},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			skipSlow(t, row.slow)
+			if row.slow {
+				skipSlow(t)
+			}
 			row.run(n, t)
 		})
 	}
@@ -50,9 +52,9 @@ func TestNetwork(t *testing.T) {
 
 // skipSlow leaves out what takes minutes on an emulated machine, unless tests are to
 // take long. What it is about has a test in namespaces too.
-func skipSlow(t *testing.T, slow bool) {
+func skipSlow(t *testing.T) {
 	t.Helper()
-	if slow && os.Getenv("CAPSULE_TEST_LONG") == "" {
+	if os.Getenv("CAPSULE_TEST_LONG") == "" {
 		t.Skip("takes minutes; set CAPSULE_TEST_LONG=1")
 	}
 }
