@@ -129,12 +129,8 @@ func followEvents(ctx context.Context, a *app, f *capsulev1.EventFilter, tail in
 		case !isBreak(err):
 			return err
 		}
-		first, over := breaks.broke(answered)
-		if over {
+		if breaks.tell(a.ui, answered) {
 			return err
-		}
-		if first {
-			a.ui.note("%s", lostText)
 		}
 		pause(ctx, followAgain)
 	}

@@ -78,12 +78,8 @@ func runWorkloadLogs(ctx context.Context, a *app, o LogsOptions, name string) er
 		case !o.Follow || !isBreak(err) || !answered && breaks.never():
 			return err
 		}
-		first, over := breaks.broke(answered)
-		if over {
+		if breaks.tell(a.ui, answered) {
 			return err
-		}
-		if first {
-			a.ui.note("%s", lostText)
 		}
 		p.resume(request)
 		pause(ctx, followAgain)
@@ -113,6 +109,15 @@ func (p *patience) broke(answered bool) (first, over bool) {
 		p.since = time.Now()
 	}
 	return first, time.Since(p.since) > followMax
+}
+
+// tell says once in a row that the connection broke; over ends it.
+func (p *patience) tell(u *ui, answered bool) (over bool) {
+	first, over := p.broke(answered)
+	if first && !over {
+		u.note("%s", lostText)
+	}
+	return over
 }
 
 func parseSince(s string, now time.Time) (*timestamppb.Timestamp, error) {
