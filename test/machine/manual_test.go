@@ -66,7 +66,9 @@ func readPage(t *testing.T, page string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &reader{T: t, dir: t.TempDir()}
+	dir := t.TempDir()
+	// A reader knows of no capsule but their own: --all means all that one knows.
+	r := &reader{T: t, dir: dir, env: []string{"XDG_CONFIG_HOME=" + filepath.Join(dir, "config")}}
 	// The pages are read in the checkout's folder.
 	if err := os.Symlink(filepath.Join(repository, "build"), filepath.Join(r.dir, "build")); err != nil {
 		t.Fatal(err)
@@ -99,29 +101,27 @@ func readPage(t *testing.T, page string) {
 // address.
 func (r *reader) boot(name string) string {
 	r.Helper()
-	if err := up(name, "--memory", "768MiB"); err != nil {
-		r.Fatal(err)
-	}
+	r.run("capsulectl lab up --name " + name + " --image build/capsule.img --memory 768MiB")
 	r.Cleanup(func() { r.run("capsulectl lab down " + name) })
 	// Whoever reads it is in the capsule's network: there is no proxy.
-	r.env = []string{"CAPSULE_HOST=" + name, "NO_PROXY=*"}
+	r.env = append(r.env, "CAPSULE_HOST="+name, "NO_PROXY=*")
 	if err := os.Link(filepath.Join(repository, "build/example/web.tar"), filepath.Join(r.dir, "web.tar")); err != nil {
 		r.Fatal(err)
 	}
 	r.run("capsulectl image push web.tar")
-	return addressOf(r.T, name)
+	return r.addressOf(name)
 }
 
 // addressOf is where a capsule's API is reached.
-func addressOf(t *testing.T, name string) string {
-	t.Helper()
-	store, err := contexts.Open("")
+func (r *reader) addressOf(name string) string {
+	r.Helper()
+	store, err := contexts.Open(filepath.Join(r.dir, "config/capsule"))
 	if err != nil {
-		t.Fatal(err)
+		r.Fatal(err)
 	}
 	c, err := store.Get(name)
 	if err != nil {
-		t.Fatal(err)
+		r.Fatal(err)
 	}
 	return c.Host
 }

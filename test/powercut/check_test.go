@@ -66,11 +66,25 @@ func (r *recording) build(name, pkg string) error {
 	return nil
 }
 
-// checkPart runs one machine.
+// checkPart checks the cuts of one machine. An emulated kernel panics now and then at
+// nothing that a capsule does: what such a machine had before it goes to another one,
+// but a cut at which two end is not tried again.
 func (r *recording) checkPart(dir string, p plan.Plan, vmexec, program string, into *checked) error {
+	for ended := false; ; ended = true {
+		var done int
+		said, err := r.checkOn(dir, p, vmexec, program, &checked{told: func(c plan.Result) { done++; into.add(c) }})
+		if p.Cuts = p.Cuts[done:]; err == nil || !strings.Contains(said, "Kernel panic") || len(p.Cuts) == 0 || ended && done == 0 {
+			return err
+		}
+		r.t.Logf("the kernel of a checking machine panicked at cut %v: %v", p.Cuts[0], err)
+	}
+}
+
+// checkOn runs one machine, and gives what it said beside the results.
+func (r *recording) checkOn(dir string, p plan.Plan, vmexec, program string, into *checked) (string, error) {
 	file, err := writePlan(dir, p)
 	if err != nil {
-		return err
+		return "", err
 	}
 	cmd := exec.CommandContext(r.ctx, vmexec, "-build", built(), "-limit", checkLimit, "-disk", "256M", "-memory", "1024",
 		"-drive", plan.SerialPlan+"="+file, "-drive", plan.SerialBase+"="+r.machine.BaseDisk(),
@@ -78,20 +92,20 @@ func (r *recording) checkPart(dir string, p plan.Plan, vmexec, program string, i
 	cmd.Dir = repository
 	out, err := cmd.StdoutPipe()
 	if err != nil {
-		return err
+		return "", err
 	}
 	cmd.Stderr = cmd.Stdout
 	if err := cmd.Start(); err != nil {
-		return err
+		return "", err
 	}
 	said := follow(out, into)
 	if err := cmd.Wait(); err != nil {
-		return fmt.Errorf("check cuts: %w: %s", err, said)
+		return said, fmt.Errorf("check cuts: %w: %s", err, said)
 	}
 	if strings.TrimSpace(said) != "" {
 		r.t.Logf("a checking machine said: %s", said)
 	}
-	return nil
+	return said, nil
 }
 
 // writePlan makes the plan a disk: whole sectors.
