@@ -396,6 +396,10 @@ func (m *machine) limits(t *testing.T) {
 	if err != nil || r.GetPids() == 0 || r.GetMemory() == 0 || r.GetMemory() > 64<<20 || r.GetCpuUs() == 0 {
 		t.Errorf("stats %v, %v", r, err)
 	}
+	// What QEMU does wrong, no kernel is to do with it (qemu.EmulatedCPU).
+	if out := m.as(t, "cat", "/proc/cpuinfo"); !strings.Contains(out, " cx8 ") || strings.Contains(out, " cx16 ") || strings.Contains(out, " erms ") {
+		t.Errorf("processor %s", out)
+	}
 	if out := m.as(t, "cat", "/proc/self/limits"); !strings.Contains(out, fmt.Sprintf(" %-20d files", limits[0].Hard)) { // Go raises its own soft limit
 		t.Errorf("limits %s", out)
 	}
