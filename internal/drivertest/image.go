@@ -14,7 +14,7 @@ import (
 
 func (s *suite) image(t *testing.T) {
 	t.Run("IMG-07 whiteouts", s.whiteouts)
-	t.Run("IMG-08 126 layers", s.manyLayers)
+	t.Run("IMG-08 126 layers", slow(s.manyLayers))
 	t.Run("IMG-15 low port as a user", s.lowPort)
 	t.Run("IMG-20 content of VOLUME", s.volumeContent)
 }

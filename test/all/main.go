@@ -65,7 +65,7 @@ func run() error {
 		{name: "build vmexec", argv: []string{"go", "build", "-o", vmexec, "./test/vmexec"}},
 		{name: "drivers on our kernel", argv: append(goTest("-cover", "-count=1", "-p=2", short, "-timeout=60m",
 			"-exec", vmexec+" -limit=62m --"), machinePackages...), env: []string{"CGO_ENABLED=0"}, more: skippedPackages},
-		{name: "microVMs here", argv: goTest("-count=1", "-p=1", short, "-timeout=30m", "./internal/guest/...", "./internal/microvm"),
+		{name: "microVMs here", argv: goTest("-count=1", "-p=2", short, "-timeout=30m", "./internal/guest/...", "./internal/microvm"),
 			env: []string{"CAPSULE_TEST_GUEST=1"}, root: true},
 		{name: "the root is reproducible", argv: []string{"go", "run", "./image", "-check-reproducible"}},
 		{name: "whole machine", argv: goTest("-count=1", "-p=1", "-timeout=120m", "-tags=machine", "-skip="+namespaces, "./test/machine", "./test/lan")},

@@ -48,6 +48,9 @@ func TestFullMetadata(t *testing.T) {
 	if os.Getenv("CAPSULE_TEST_MACHINE") == "" {
 		t.Skip("needs device mapper and a disk: run it by test/vmexec")
 	}
+	if testing.Short() {
+		t.Skip("takes a minute and a half; run without -short")
+	}
 	modules, err := kmod.Open("/")
 	if err == nil {
 		err = modules.Load("dm_mod", "dm_thin_pool", "dm_log_writes", "dm_snapshot")
