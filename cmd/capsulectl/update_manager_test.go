@@ -36,7 +36,7 @@ func (m *filesMachine) Boot() disk.Boot {
 }
 func (m *filesMachine) Normal() bool      { return true }
 func (m *filesMachine) Addressed() bool   { return true }
-func (m *filesMachine) Reboot() error     { m.restarts.Add(1); return nil }
+func (m *filesMachine) Reboot(string) error { m.restarts.Add(1); return nil }
 func (m *filesMachine) Tell(string) error { return nil }
 func (m *filesMachine) Unready() []string { return nil }
 

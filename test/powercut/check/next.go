@@ -114,7 +114,7 @@ type machine struct{ boot disk.Boot }
 func (m machine) Boot() disk.Boot { return m.boot }
 func (machine) Normal() bool      { return true }
 func (machine) Addressed() bool   { return true }
-func (machine) Reboot() error     { return errors.New("no restart is asked for") }
+func (machine) Reboot(string) error { return errors.New("no restart is asked for") }
 func (machine) Tell(string) error { return nil }
 func (machine) Unready() []string { return nil }
 
