@@ -33,7 +33,10 @@ func debugLinks() map[string]string {
 // debugTexts are its small files.
 func (b *builder) debugTexts() map[string]string {
 	texts := b.rootTexts()
-	texts["etc/passwd"] = "root:x:0:0:root:/root:/usr/bin/sh\nnobody:x:65534:65534:nobody:/:/usr/bin/false\n"
+	// Tcpdump takes packets apart as a user of its own, and runs as no other.
+	texts["etc/passwd"] = "root:x:0:0:root:/root:/usr/bin/sh\ntcpdump:x:100:100:tcpdump:/:/usr/bin/false\n" +
+		"nobody:x:65534:65534:nobody:/:/usr/bin/false\n"
+	texts["etc/group"] = "root:x:0:\ntcpdump:x:100:\nnogroup:x:65534:\n"
 	return texts
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"capsule/internal/cgroup"
 	"capsule/internal/debug"
+	"capsule/internal/lvm"
 	"capsule/internal/workload"
 )
 
@@ -20,5 +21,6 @@ func newDebug() func(context.Context, workload.Exec) (int, error) {
 	}
 	return debug.New(debug.Options{
 		Group: cgroup.Group(filepath.Join(groups, "debug")), MemoryTotal: info.Totalram * uint64(info.Unit),
+		Env: []string{"LVM_SYSTEM_DIR=" + lvm.ConfigDir, "LVM_SUPPRESS_FD_WARNINGS=1"},
 	}).Run
 }

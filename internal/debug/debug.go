@@ -54,12 +54,14 @@ type Options struct {
 	Group cgroup.Group // that of all sessions, made by process 1
 	// MemoryTotal of the machine in bytes; 0 sets no bound.
 	MemoryTotal uint64
+	Env         []string // NAME=value, for the tools
 }
 
 // Sessions of operators.
 type Sessions struct {
 	tools string
 	group cgroup.Group
+	env   []string
 
 	mu      sync.Mutex
 	running int
@@ -68,7 +70,7 @@ type Sessions struct {
 
 // New bounds what sessions take together, and ends what a former daemon left of them.
 func New(o Options) *Sessions {
-	s := &Sessions{tools: o.Tools, group: o.Group}
+	s := &Sessions{tools: o.Tools, group: o.Group, env: process.Override(environment, o.Env...)}
 	if s.tools == "" {
 		s.tools = ToolsDir
 	}
@@ -112,7 +114,7 @@ func (s *Sessions) Run(ctx context.Context, e workload.Exec) (code int, err erro
 	if len(r.Command) == 0 {
 		r.Command = shell
 	}
-	if err := r.start(s.tools); err != nil {
+	if err := r.start(s.tools, s.env); err != nil {
 		return 0, fmt.Errorf("debug %q: %w", r.Command[0], err)
 	}
 	return r.follow(ctx)
@@ -147,7 +149,7 @@ func (s *Sessions) leave(group cgroup.Group) {
 	s.mu.Unlock()
 }
 
-// environment of a command; the caller's own comes on top.
+// environment of a command; that of the tools and the caller's own come on top.
 var environment = []string{"PATH=" + process.DefaultPath, "HOME=/root", "TERM=xterm", `PS1=\h:\w# `, "LANG=C.UTF-8"}
 
 // run is one command.
@@ -160,7 +162,7 @@ type run struct {
 }
 
 // start starts the stage, which becomes the command.
-func (r *run) start(tools string) error {
+func (r *run) start(tools string, env []string) error {
 	group, err := os.Open(string(r.group))
 	if err != nil {
 		return err
@@ -172,7 +174,7 @@ func (r *run) start(tools string) error {
 	}
 	r.cmd = &exec.Cmd{
 		Path: "/proc/self/exe", Args: append([]string{stageName, tools}, r.Command...), Dir: "/",
-		Env:   process.Override(environment, r.Env...),
+		Env:   process.Override(env, r.Env...),
 		Stdin: theirs[0], Stdout: theirs[1], Stderr: theirs[2],
 		SysProcAttr: &syscall.SysProcAttr{
 			Cloneflags: unix.CLONE_NEWNS, Setsid: true, Setctty: r.TTY,

@@ -117,7 +117,11 @@ func stack(tools string) (root string, err error) {
 	if err := unix.Mount("capsule-debug", root, "overlay", unix.MS_NODEV|unix.MS_NOSUID, data); err != nil {
 		return "", fmt.Errorf("stack the tools: %w", err)
 	}
-	return root, nil
+	tmp := filepath.Join(root, "tmp") // for tools that give up their rights
+	if err := os.MkdirAll(tmp, 0o755); err != nil {
+		return "", err
+	}
+	return root, os.Chmod(tmp, os.ModeSticky|0o777)
 }
 
 // show mounts a copy of the machine's mount of dir below the root.

@@ -27,7 +27,9 @@ func debugBox(t *testing.T) (*box, *audit.Log) {
 	t.Cleanup(func() { _ = log.Close() })
 	return newBox(t, func(o *Options) {
 		o.Audit = log
-		o.Debug = func(ctx context.Context, e workload.Exec) (int, error) { return hostDriver{}.Exec(ctx, workload.ID{}, e) }
+		o.Debug = func(ctx context.Context, e workload.Exec) (int, error) {
+			return hostDriver{}.Exec(ctx, workload.ID{}, e)
+		}
 	}), log
 }
 
