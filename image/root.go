@@ -47,15 +47,15 @@ func (b *builder) rootTree() error {
 	if err != nil {
 		return err
 	}
-	k := newKey("root 8", b.lock, keyTexts(keys), b.rootTexts(), rootDirs, rootLinks,
-		list("root"), list("modules"), list("modules-plain"), list("initrd-modules"), list("firmware")).
+	k := newKey("root 9", b.lock, keyTexts(keys), b.rootTexts(), rootDirs, rootLinks,
+		b.debugTexts(), debugDirs, debugLinks(), list("debug"), list("root"), list("modules"), list("modules-plain"), list("initrd-modules"), list("firmware")).
 		tree(filepath.Join(b.work, "bin")).file(b.guestVmlinux()).file(b.initramfs())
 	return b.step("root tree", k, []string{tree}, func() error {
 		if err := os.RemoveAll(tree); err != nil {
 			return err
 		}
 		fill := []func(tree string) error{
-			b.rootSkeleton, b.rootPackages, b.rootGo, b.rootGuest, b.rootFirmware, b.rootCertificates, b.rootKeys,
+			b.rootSkeleton, b.rootPackages, b.rootDebug, b.rootGo, b.rootGuest, b.rootFirmware, b.rootCertificates, b.rootKeys,
 			func(tree string) error {
 				return b.installModules(tree, append(list("modules"), list("initrd-modules")...))
 			},
@@ -70,22 +70,27 @@ func (b *builder) rootTree() error {
 }
 
 func (b *builder) rootSkeleton(tree string) error {
-	for _, dir := range rootDirs {
+	return layFacade(tree, rootDirs, rootLinks, b.rootTexts())
+}
+
+// layFacade makes what comes from no package: empty folders, links, small files.
+func layFacade(tree string, dirs []string, links, texts map[string]string) error {
+	for _, dir := range dirs {
 		if err := os.MkdirAll(filepath.Join(tree, dir), 0o755); err != nil {
 			return err
 		}
 	}
-	for path, target := range rootLinks {
-		if err := os.Symlink(target, filepath.Join(tree, path)); err != nil {
-			return err
-		}
-	}
-	for path, text := range b.rootTexts() {
+	for path, text := range texts {
 		path = filepath.Join(tree, path)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			return err
 		}
 		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			return err
+		}
+	}
+	for path, target := range links {
+		if err := os.Symlink(target, filepath.Join(tree, path)); err != nil {
 			return err
 		}
 	}

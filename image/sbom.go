@@ -147,7 +147,7 @@ func (b *builder) shippedPackages() ([]spdxPackage, error) {
 	tree := filepath.Join(b.work, "root")
 	err = filepath.WalkDir(tree, func(path string, _ fs.DirEntry, err error) error {
 		name, _ := filepath.Rel(tree, path)
-		shipped[owned[name]] = true
+		shipped[owned[strings.TrimPrefix(name, debugDir+"/")]] = true
 		return err
 	})
 	if err != nil {

@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"strings"
 	"time"
 
@@ -16,7 +14,7 @@ import (
 
 func newCapsuleCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{Use: "capsule", Short: "Look after the machine itself"}
-	cmd.AddCommand(newCapsuleInfoCommand(a), newCapsuleLogsCommand(a), newCapsuleAuditCommand(a), newCapsuleRestartServiceCommand(a),
+	cmd.AddCommand(newCapsuleInfoCommand(a), newCapsuleLogsCommand(a), newCapsuleAuditCommand(a), newCapsuleDebugCommand(a), newCapsuleRestartServiceCommand(a),
 		newCapsuleUpdateCommand(a), newCapsuleRebootCommand(a), newCapsuleShutdownCommand(a))
 	return cmd
 }
@@ -107,53 +105,6 @@ func infoFacts(i *capsulev1.InfoResponse) [][]string {
 		{"daemon starts:", fmt.Sprint(i.GetDaemonStarts())},
 		{"watchdog:", i.GetWatchdog()},
 	}...)
-}
-
-// CapsuleLogsOptions of "capsule logs".
-type CapsuleLogsOptions struct {
-	Follow bool
-	Tail   int64
-}
-
-func newCapsuleLogsCommand(a *app) *cobra.Command {
-	var o CapsuleLogsOptions
-	cmd := &cobra.Command{
-		Use: "logs [SERVICE]", Short: "Print what the system's services wrote",
-		Long:    "Prints the logs of capsuled, containerd or the kernel, or of all of them.",
-		Example: "  capsulectl capsule logs capsuled --tail 50",
-		Args:    cobra.MaximumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return runCapsuleLogs(cmd.Context(), a, o, strings.Join(args, ""))
-		},
-	}
-	cmd.Flags().BoolVarP(&o.Follow, "follow", "f", false, "go on with what is written from now on")
-	cmd.Flags().Int64Var(&o.Tail, "tail", -1, "only the last lines; -1 is all")
-	return cmd
-}
-
-func runCapsuleLogs(ctx context.Context, a *app, o CapsuleLogsOptions, service string) error {
-	c, err := a.dial()
-	if err != nil {
-		return err
-	}
-	stream, err := c.capsule.Logs(ctx, &capsulev1.CapsuleServiceLogsRequest{Service: service, Follow: o.Follow, Tail: o.Tail})
-	if err != nil {
-		return err
-	}
-	for {
-		line, err := stream.Recv()
-		if errors.Is(err, io.EOF) || (ctx.Err() != nil && o.Follow) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		prefix := ""
-		if service == "" {
-			prefix = line.GetService() + ": "
-		}
-		a.ui.printf("%s%s\n", prefix, trimLine(line.GetData()))
-	}
 }
 
 func newCapsuleRebootCommand(a *app) *cobra.Command {

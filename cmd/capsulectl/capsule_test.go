@@ -115,6 +115,12 @@ func (c *testCapsule) serve(updates server.Updates, defers func(func())) error {
 	}
 	srv, err := server.New(server.Options{
 		TLS: tlsConfig, Identity: c.id, Audit: auditLog, Store: st, Images: images, Volumes: volumes, Secrets: secrets, Updates: updates, Version: "v1.2.3", Registries: config.NewRegistries(st, secrets), Runtime: loop,
+		Debug: func(ctx context.Context, e workload.Exec) (int, error) {
+			if len(e.Command) == 0 {
+				e.Command = []string{"sh"}
+			}
+			return driver.Exec(ctx, workload.ID{}, e)
+		},
 		Kinds: []string{"Container"}, Machine: testMachine{dir}, LogDir: logDir, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
@@ -169,11 +175,11 @@ func (testMachine) Info() *capsulev1.InfoResponse {
 	return &capsulev1.InfoResponse{Name: "capsule-test", Version: "1.2.3", Slot: "slot_a", Mode: capsulev1.Mode_MODE_NORMAL,
 		Virtualization: "emulated: no /dev/kvm"}
 }
-func (testMachine) Mode() (capsulev1.Mode, string) { return capsulev1.Mode_MODE_NORMAL, "" }
-func (testMachine) Power(server.PowerState) error  { return nil }
-func (testMachine) RestartService(string) error    { return nil }
-func (m testMachine) SystemLog() string            { return filepath.Join(m.dir, "system") }
-func (m testMachine) KernelLog() string            { return filepath.Join(m.dir, "kmsg") }
+func (testMachine) Mode() (capsulev1.Mode, string)        { return capsulev1.Mode_MODE_NORMAL, "" }
+func (testMachine) Power(server.PowerState, string) error { return nil }
+func (testMachine) RestartService(string) error           { return nil }
+func (m testMachine) SystemLog() string                   { return filepath.Join(m.dir, "system") }
+func (m testMachine) KernelLog() string                   { return filepath.Join(m.dir, "kmsg") }
 
 type noNetwork struct{}
 

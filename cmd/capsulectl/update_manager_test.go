@@ -34,11 +34,11 @@ func (m *filesMachine) path(name string) string { return filepath.Join(m.dir, na
 func (m *filesMachine) Boot() disk.Boot {
 	return disk.Boot{Slot: disk.SlotA, SlotA: m.path("slot_a"), SlotB: m.path("slot_b")}
 }
-func (m *filesMachine) Normal() bool      { return true }
-func (m *filesMachine) Addressed() bool   { return true }
-func (m *filesMachine) Reboot() error     { m.restarts.Add(1); return nil }
-func (m *filesMachine) Tell(string) error { return nil }
-func (m *filesMachine) Unready() []string { return nil }
+func (m *filesMachine) Normal() bool        { return true }
+func (m *filesMachine) Addressed() bool     { return true }
+func (m *filesMachine) Reboot(string) error { m.restarts.Add(1); return nil }
+func (m *filesMachine) Tell(string) error   { return nil }
+func (m *filesMachine) Unready() []string   { return nil }
 
 // systemBundle is a signed bundle of a root's data, with its parts.
 func systemBundle(t *testing.T, v string, data []byte, key *bundle.PrivateKey) (all, kernel, root []byte) {

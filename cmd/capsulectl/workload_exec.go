@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
+	"google.golang.org/grpc"
 
 	capsulev1 "capsule/api/capsule/v1"
 )
@@ -22,6 +23,9 @@ const (
 	// connection is cut.
 	impatience = 3
 )
+
+// commandExits are the exit codes of what runs a command on a capsule.
+const commandExits = `that of the command, 126 when it can't be run, 127 when there is none of that name, 128 + signal when a signal ended it; 1, 2 and 4 also for failures of capsulectl itself, which come with an "error:" line`
 
 // ExecOptions of "workload exec".
 type ExecOptions struct {
@@ -43,7 +47,7 @@ on; a third interrupt cuts the connection.`,
 		Example: `  capsulectl workload exec web -- /web -version
   capsulectl workload exec db -it -- sh
   pg_dump shop | capsulectl workload exec db -i -- psql shop`,
-		Annotations: map[string]string{"exits": "that of the command, 126 when it can't be run, 127 when there is none of that name, 128 + signal when a signal ended it; 1, 2 and 4 also for failures of capsulectl itself, which come with an \"error:\" line"},
+		Annotations: map[string]string{"exits": commandExits},
 		Args:        cobra.MinimumNArgs(2),
 		RunE:        func(cmd *cobra.Command, args []string) error { return runWorkloadExec(cmd.Context(), a, o, args) },
 	}
@@ -58,6 +62,18 @@ on; a third interrupt cuts the connection.`,
 }
 
 func runWorkloadExec(ctx context.Context, a *app, o ExecOptions, args []string) error {
+	start := &capsulev1.ExecStart{
+		Name: args[0], Command: args[1:], Env: o.Env, Tty: o.TTY, Stdin: o.Stdin, User: o.User, WorkingDir: o.WorkingDir,
+	}
+	return runCommand(ctx, a, start, func(ctx context.Context, c *client) (execClient, error) { return c.workloads.Exec(ctx) })
+}
+
+// execClient is the stream of a command, wherever it runs.
+type execClient = grpc.BidiStreamingClient[capsulev1.ExecRequest, capsulev1.ExecResponse]
+
+// runCommand runs a command on the capsule with our streams, and gives its exit code
+// as an error.
+func runCommand(ctx context.Context, a *app, start *capsulev1.ExecStart, open func(context.Context, *client) (execClient, error)) error {
 	c, err := a.dial()
 	if err != nil {
 		return err
@@ -65,19 +81,19 @@ func runWorkloadExec(ctx context.Context, a *app, o ExecOptions, args []string) 
 	// Signals are the command's, so they don't end the call.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
-	stream, err := c.workloads.Exec(ctx)
+	stream, err := open(ctx, c)
 	if err != nil {
 		return err
 	}
 	s := &execSession{stream: stream, ui: a.ui, cancel: cancel}
-	restore, err := s.start(o, args)
+	restore, err := s.start(start)
 	if err != nil {
 		return err
 	}
 	defer restore()
-	stop := s.forwardSignals(o.TTY)
+	stop := s.forwardSignals(start.GetTty())
 	defer stop()
-	if o.Stdin {
+	if start.GetStdin() {
 		go s.sendInput()
 	}
 	return s.receive()
@@ -85,7 +101,7 @@ func runWorkloadExec(ctx context.Context, a *app, o ExecOptions, args []string) 
 
 // execSession is one command's streams.
 type execSession struct {
-	stream capsulev1.WorkloadService_ExecClient
+	stream execClient
 	ui     *ui
 	cancel context.CancelFunc
 	mu     sync.Mutex // of sending
@@ -98,18 +114,15 @@ func (s *execSession) send(r *capsulev1.ExecRequest) error {
 }
 
 // start sends the command and, with a terminal of our own, makes it raw.
-func (s *execSession) start(o ExecOptions, args []string) (restore func(), err error) {
-	start := &capsulev1.ExecStart{
-		Name: args[0], Command: args[1:], Env: o.Env, Tty: o.TTY, Stdin: o.Stdin, User: o.User, WorkingDir: o.WorkingDir,
-	}
-	if o.TTY {
+func (s *execSession) start(start *capsulev1.ExecStart) (restore func(), err error) {
+	if start.GetTty() {
 		start.Size = terminalSize()
 		if name := os.Getenv("TERM"); name != "" && isTerminal(os.Stdin) {
 			start.Env = append([]string{"TERM=" + name}, start.Env...)
 		}
 	}
 	restore = func() {}
-	if o.TTY && o.Stdin && isTerminal(os.Stdin) {
+	if start.GetTty() && start.GetStdin() && isTerminal(os.Stdin) {
 		state, err := term.MakeRaw(int(os.Stdin.Fd()))
 		if err != nil {
 			return nil, fmt.Errorf("prepare the terminal: %w", err)

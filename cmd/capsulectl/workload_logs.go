@@ -161,51 +161,64 @@ func readLogs(ctx context.Context, a *app, request *capsulev1.LogsRequest, p *lo
 	}
 }
 
-// logPrinter writes pieces and knows where to go on after a break: at the time
-// of the last piece, less the pieces of that time that were already printed.
-type logPrinter struct {
-	ui         *ui
-	timestamps bool
-	pieces     int
-	last       time.Time
-	sameTime   int // pieces printed that carry the time last
-	skip       int
-	inLine     map[capsulev1.Stream]bool
+// logTimeFormat is before each line with --timestamps.
+const logTimeFormat = "2006-01-02T15:04:05.000000Z"
+
+// reached is how far a log was printed, to go on there after a break: at the time of the
+// last piece, less the pieces of that time that were already printed.
+type reached struct {
+	last     time.Time
+	sameTime int // pieces printed that carry the time last
+	skip     int
 }
 
-func (p *logPrinter) resume(request *capsulev1.LogsRequest) {
+// since is from when on to ask after a break; nil when nothing was printed yet.
+func (p *reached) since() *timestamppb.Timestamp {
 	if p.last.IsZero() {
-		return
-	}
-	request.Tail, request.Since, p.skip = -1, timestamppb.New(p.last), p.sameTime
-}
-
-// repeated tells whether a piece was printed before the break.
-func (p *logPrinter) repeated(t time.Time) bool {
-	if p.skip == 0 {
-		return false
-	}
-	if t.Before(p.last) {
-		return true
-	}
-	if t.Equal(p.last) {
-		p.skip--
-		return true
-	}
-	p.skip = 0
-	return false
-}
-
-func (p *logPrinter) print(piece *capsulev1.LogsResponse) error {
-	t := piece.GetTime().AsTime()
-	if p.repeated(t) {
 		return nil
+	}
+	p.skip = p.sameTime
+	return timestamppb.New(p.last)
+}
+
+// passed tells whether a piece was printed before the break, and notes it if not.
+func (p *reached) passed(t time.Time) bool {
+	if p.skip > 0 {
+		if t.Before(p.last) {
+			return true
+		}
+		if t.Equal(p.last) {
+			p.skip--
+			return true
+		}
+		p.skip = 0
 	}
 	if !t.Equal(p.last) {
 		p.last, p.sameTime = t, 0
 	}
 	p.sameTime++
-	p.pieces++
+	return false
+}
+
+// logPrinter writes pieces.
+type logPrinter struct {
+	reached
+	ui         *ui
+	timestamps bool
+	inLine     map[capsulev1.Stream]bool
+}
+
+func (p *logPrinter) resume(request *capsulev1.LogsRequest) {
+	if since := p.since(); since != nil {
+		request.Tail, request.Since = -1, since
+	}
+}
+
+func (p *logPrinter) print(piece *capsulev1.LogsResponse) error {
+	t := piece.GetTime().AsTime()
+	if p.passed(t) {
+		return nil
+	}
 	if piece.GetStream() == capsulev1.Stream_STREAM_EVENT {
 		p.ui.note("--- %s %s", t.UTC().Format(time.RFC3339), trimLine(piece.GetData()))
 		return nil
@@ -215,7 +228,7 @@ func (p *logPrinter) print(piece *capsulev1.LogsResponse) error {
 		out = p.ui.err
 	}
 	if p.timestamps && !p.inLine[piece.GetStream()] {
-		if _, err := io.WriteString(out, t.UTC().Format("2006-01-02T15:04:05.000000Z")+" "); err != nil {
+		if _, err := io.WriteString(out, t.UTC().Format(logTimeFormat)+" "); err != nil {
 			return err
 		}
 	}

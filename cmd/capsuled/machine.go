@@ -23,6 +23,7 @@ import (
 	"capsule/internal/console"
 	"capsule/internal/disk"
 	"capsule/internal/identity"
+	"capsule/internal/lastboot"
 	"capsule/internal/server"
 	"capsule/internal/uplink"
 	"capsule/internal/version"
@@ -212,10 +213,13 @@ func (m *machine) Mode() (capsulev1.Mode, string) {
 }
 
 // Power asks process 1, which stops everything in order.
-func (m *machine) Power(state server.PowerState) error {
-	sig := unix.SIGTERM
+func (m *machine) Power(state server.PowerState, why string) error {
+	sig, kind := unix.SIGTERM, lastboot.Restart
 	if state == server.PowerOff {
-		sig = unix.SIGUSR2
+		sig, kind = unix.SIGUSR2, lastboot.PowerOff
+	}
+	if err := lastboot.Going(lastboot.GoingFile, lastboot.End{Kind: kind, Text: why}); err != nil {
+		slog.Error("note why the machine ends", "error", err)
 	}
 	if err := unix.Kill(1, sig); err != nil {
 		return fmt.Errorf("signal process 1: %w", err)

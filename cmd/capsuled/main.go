@@ -1,6 +1,7 @@
 // Capsuled is the machine's software in one binary with two roles: as process 1 it
 // keeps the machine running, and as "capsuled serve", its child, it does the rest.
-// It also runs for a moment as the stage of each microVM's jail.
+// It also runs for a moment as the stage of each microVM's jail, and of each
+// debug session.
 package main
 
 import (
@@ -13,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"capsule/internal/debug"
 	"capsule/internal/jail"
 	"capsule/internal/version"
 )
@@ -25,6 +27,7 @@ const usage = `capsuled runs on a capsule, not by hand:
 
 func main() {
 	jail.Stage() // first: the stage of a jail is process 1 of its own namespace
+	debug.Stage()
 	if os.Getpid() == 1 {
 		initMachine()
 	}

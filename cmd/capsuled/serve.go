@@ -306,6 +306,7 @@ func (d *daemon) newServer(id *identity.Identity) (*grpc.Server, error) {
 	}
 	d.openAudit()
 	o := server.Options{TLS: tlsConfig, Identity: id, Store: d.store, Machine: d.machine, Network: d.trials, Kinds: kinds(), Audit: d.audit, Log: slog.Default()}
+	o.Debug = newDebug()
 	if d.machine.installs {
 		d.installer = d.newInstaller(id)
 		o.Installer = d.installer

@@ -97,11 +97,11 @@ type updated struct {
 	d *daemon
 }
 
-func (u updated) Boot() disk.Boot        { return u.boot }
-func (u updated) Normal() bool           { return u.normal() }
-func (u updated) Addressed() bool        { return len(u.uplink().Addresses) > 0 }
-func (u updated) Reboot() error          { return u.Power(server.Reboot) }
-func (u updated) Tell(text string) error { return notify(text) }
+func (u updated) Boot() disk.Boot         { return u.boot }
+func (u updated) Normal() bool            { return u.normal() }
+func (u updated) Addressed() bool         { return len(u.uplink().Addresses) > 0 }
+func (u updated) Reboot(why string) error { return u.Power(server.Reboot, why) }
+func (u updated) Tell(text string) error  { return notify(text) }
 
 // Unready says what doesn't run: the parts that all workloads need, the API, and
 // the workloads that an update must keep running.

@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Root is where the hierarchy is mounted.
@@ -67,6 +69,32 @@ func (g Group) LimitMemory(all Group) error {
 
 // Kill ends all processes in the group.
 func (g Group) Kill() error { return g.Set("cgroup.kill", "1") }
+
+// End ends all processes in the group and those below it, and waits until the kernel
+// says that none is left, at most for the limit.
+func (g Group) End(limit time.Duration) error {
+	if err := g.Kill(); err != nil {
+		return fmt.Errorf("kill group %q: %w", g, err)
+	}
+	events, err := os.Open(filepath.Join(string(g), "cgroup.events"))
+	if err != nil {
+		return err
+	}
+	defer events.Close()
+	for deadline := time.Now().Add(limit); ; {
+		buf := make([]byte, 256)
+		n, _ := events.ReadAt(buf, 0) // what can't be read isn't empty
+		if strings.Contains(string(buf[:n]), "populated 0") {
+			return nil
+		}
+		left := time.Until(deadline)
+		if left <= 0 {
+			return fmt.Errorf("kill group %q: processes are left after %v", g, limit)
+		}
+		fds := []unix.PollFd{{Fd: int32(events.Fd()), Events: unix.POLLPRI}} //nolint:gosec // a small number
+		_, _ = unix.Poll(fds, int(left.Milliseconds())+1)                    // a signal just looks again
+	}
+}
 
 // Set writes a file of the group, which has to be there.
 func (g Group) Set(file, value string) error {

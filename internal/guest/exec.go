@@ -17,6 +17,7 @@ import (
 	capsulev1 "capsule/api/capsule/v1"
 	"capsule/internal/await"
 	"capsule/internal/process"
+	"capsule/internal/terminal"
 )
 
 const (
@@ -63,8 +64,8 @@ type execution struct {
 
 	child   *child
 	out     *outlet
-	console *os.File // the agent's side of the terminal, nil without one
-	stdin   *os.File // nil when it reads end of file at once
+	console *terminal.Terminal // the agent's side of the terminal, nil without one
+	stdin   *os.File           // nil when it reads end of file at once
 }
 
 func (x *execution) send(r *capsulev1.ExecResponse) error {

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"capsule/internal/kmod"
+	"capsule/internal/lastboot"
 )
 
 // Of linux/input-event-codes.h.
@@ -54,6 +55,7 @@ func (m *machine) watchButton(name string, pressed chan<- os.Signal) {
 		defer f.Close()
 		if waitPower(f) {
 			m.log.say("the power button was pressed")
+			m.going(lastboot.PowerOff, "powered off by its button")
 			pressed <- unix.SIGUSR2
 		}
 	}()

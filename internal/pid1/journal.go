@@ -5,9 +5,13 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"capsule/internal/console"
+	"capsule/internal/lastboot"
 )
+
+const ringName = "capsuled: " // before each line in the kernel's ring
 
 const waitingMax = 256 // lines kept until there's a file for them, or its disk has time
 
@@ -17,13 +21,20 @@ const waitingMax = 256 // lines kept until there's a file for them, or its disk 
 type journal struct {
 	mu    sync.Mutex
 	kmsg  *os.File
-	lines chan string   // for the file; nil once closed
+	lines chan said     // for the file; nil once closed
 	done  chan struct{} // closed when all lines are written
 	dir   string
 	quiet bool // the screen shows the state: only what is important may disturb it
 }
 
-func newJournal() *journal { return &journal{lines: make(chan string, waitingMax)} }
+// said is a line, which has no time of day yet: the clock may be set before there is
+// a file for it.
+type said struct {
+	up   time.Duration // since the machine's start
+	text string
+}
+
+func newJournal() *journal { return &journal{lines: make(chan said, waitingMax)} }
 
 // open starts writing to the kernel's ring.
 func (j *journal) open() {
@@ -37,12 +48,13 @@ func (j *journal) keep(dir string) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.dir, j.done = dir, make(chan struct{})
-	go func(lines <-chan string, done chan<- struct{}) {
+	go func(lines <-chan said, done chan<- struct{}) {
 		defer close(done)
 		file := newLogFile(filepath.Join(dir, "pid1.log"))
 		defer file.Close()
-		for line := range lines {
-			_, _ = file.Write([]byte(line))
+		boot := lastboot.ThisBoot()
+		for l := range lines {
+			_, _ = file.Write(keptLine(l.up, boot, 0, fmt.Sprintf("%.3fs %s", l.up.Seconds(), l.text)))
 		}
 	}(j.lines, j.done)
 }
@@ -56,18 +68,22 @@ func (j *journal) write(level int, format string, args ...any) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.kmsg != nil {
-		fmt.Fprintf(j.kmsg, "<%d>capsuled: %s\n", 6, text)
+		fmt.Fprintf(j.kmsg, "<%d>%s%s\n", 6, ringName, text)
 	}
 	where := console.Everywhere
 	if j.quiet && level > 3 {
 		where = console.Serial
 	}
 	console.Line(where, fmt.Sprintf("capsule %9.3fs %s", uptime().Seconds(), text))
-	line := fmt.Sprintf("%12.3f %d %s\n", uptime().Seconds(), level, text)
 	select {
-	case j.lines <- line:
+	case j.lines <- said{uptime(), text}:
 	default: // the disk hangs, or all is over
 	}
+}
+
+// keptLine is a line of something that happened so long after the machine's start.
+func keptLine(up time.Duration, boot string, number uint64, text string) []byte {
+	return []byte(lastboot.Line{Time: time.Now().Add(up - uptime()), Boot: boot, Number: number, Text: text}.String())
 }
 
 // hush leaves the screen to the state that serve shows.

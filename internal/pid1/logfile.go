@@ -76,6 +76,16 @@ func (l *logFile) rotate() {
 	l.reopen()
 }
 
+// sync returns once all that was written is on the disk, or an error when it isn't.
+func (l *logFile) sync() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.f == nil {
+		return fmt.Errorf("write to %q: nothing could be", l.name)
+	}
+	return l.f.Sync()
+}
+
 // Close ends writing for good, so that the file system can be unmounted.
 func (l *logFile) Close() {
 	l.mu.Lock()

@@ -22,3 +22,19 @@ func TestManualQuotesShares(t *testing.T) {
 		}
 	}
 }
+
+// TestManualQuotesLogs checks what the manual says of the system's own logs.
+func TestManualQuotesLogs(t *testing.T) {
+	page, err := os.ReadFile("../../docs/observability.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, quote := range []string{
+		fmt.Sprintf("| logs of a service of the capsule | %d MiB, in four files |", logFiles*logFileMax/mib),
+		fmt.Sprintf("| lines of the kernel that are kept | %d KiB a minute;", kernelQuota>>10),
+	} {
+		if !strings.Contains(string(page), quote) {
+			t.Errorf("docs/observability.md lacks %q", quote)
+		}
+	}
+}

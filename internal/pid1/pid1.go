@@ -57,6 +57,9 @@ type machine struct {
 
 	containerd *service
 	serve      *service
+	kernel     *kernelLog    // nil where it isn't kept
+	driven     chan struct{} // closed once the drivers of all devices were loaded
+	learnt     chan struct{} // closed once it's known how the last boot ended
 	runs       chan run      // of serve
 	found      chan standing // once
 	trial      trial
@@ -69,7 +72,7 @@ func Run() {
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGUSR2)
 
-	m := &machine{log: newJournal(), dog: watchdog.New("/dev"), runs: make(chan run, 4), found: make(chan standing)}
+	m := &machine{log: newJournal(), dog: watchdog.New("/dev"), runs: make(chan run, 4), found: make(chan standing), driven: make(chan struct{}), learnt: make(chan struct{})}
 	m.step("mounts", mountAll)
 	m.log.open()
 	m.log.say("capsule %s starts", version.Version)
@@ -92,12 +95,16 @@ func Run() {
 		m.step("perm", func() (err error) { created, err = m.openPerm(ctx); return err })
 		m.trial.recovery = m.reason
 	}
+	sign := time.Time{}
 	if m.reason == "" {
+		sign = lastWritten(permDir + "/logs/system")
 		m.log.keep(permDir + "/logs/system")
 		m.step("saved clock", func() error { _, err := clock.SetFloor(clock.SavedFile); return err })
 	} else {
 		m.log.keep("/run/capsule/logs/system")
 	}
+	m.step("kernel's log", func() (err error) { m.kernel, err = keepKernelLog("/dev/kmsg", m.log.dir); return err })
+	go m.learnEnd(ctx, sign)
 	m.step("host name", m.nameHost)
 	m.log.hush(true)
 	m.startServices(ctx)
@@ -149,6 +156,8 @@ var soon = []string{
 
 // drivers loads the driver of each device there is and of each that comes.
 func (m *machine) drivers(ctx context.Context, pressed chan<- os.Signal) {
+	driven := sync.OnceFunc(func() { close(m.driven) })
+	defer driven()
 	if m.modules == nil {
 		return
 	}
@@ -161,6 +170,7 @@ func (m *machine) drivers(ctx context.Context, pressed chan<- os.Signal) {
 	begin := time.Now()
 	m.modules.Coldplug(sysfs)
 	m.log.say("drivers loaded in %v; watchdogs armed: %q", time.Since(begin).Round(time.Millisecond), m.dog.Open())
+	driven()
 	m.watchButtons(pressed)
 	if err := m.modules.Load(soon...); err != nil {
 		m.log.say("modules for the network: %v", err)

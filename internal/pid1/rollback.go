@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"capsule/internal/await"
+	"capsule/internal/lastboot"
 	"capsule/internal/slot"
 	"capsule/internal/version"
 )
@@ -73,6 +74,7 @@ func (m *machine) judge() bool {
 		m.log.important("this version stays, for it was confirmed in the last moment")
 		return false
 	}
+	m.going(lastboot.Restart, "version %s was on trial and is given up: %s", version.Version, why)
 	return true
 }
 

@@ -31,6 +31,7 @@ const (
 	containerdMax = 10 * time.Second
 	groupMax      = 5 * time.Second
 	clockMax      = 10 * time.Second
+	noteMax       = 10 * time.Second
 	closeMax      = 10 * time.Second
 )
 
@@ -41,7 +42,7 @@ func (m *machine) shutdown(kind shutdownKind, signals <-chan os.Signal, notices 
 	begin := time.Now()
 	m.log.say("%s", kind)
 	clean := true
-	for _, t := range m.end(notices, asleep) {
+	for _, t := range m.end(kind, notices, asleep) {
 		left := shutdownMax - time.Since(begin)
 		if t.limit == 0 || t.limit > left {
 			t.limit = max(left, time.Second)
@@ -64,7 +65,7 @@ func (m *machine) shutdown(kind shutdownKind, signals <-chan os.Signal, notices 
 
 // end lists what comes before the machine is off. Serve proves by its notices that
 // it gets on, the storage by what the disk does; the rest is short.
-func (m *machine) end(notices <-chan string, asleep func()) []task {
+func (m *machine) end(kind shutdownKind, notices <-chan string, asleep func()) []task {
 	var heard atomic.Uint64
 	go func() {
 		for range notices {
@@ -81,7 +82,8 @@ func (m *machine) end(notices <-chan string, asleep func()) []task {
 			m.containerd.halt(containerdMax)
 			return nil
 		}},
-		{name: "end all programs", limit: 5 * groupMax, do: endPrograms},
+		{name: "end all programs", limit: 6 * groupMax, do: endPrograms},
+		{name: "note why", limit: noteMax, do: func() error { return m.noteEnd(kind) }},
 		{name: "save the clock", limit: clockMax, do: m.saveClock},
 		{name: "close the storage", proof: m.work, stall: stallMax, do: func() error {
 			m.closeStorage()
@@ -93,7 +95,7 @@ func (m *machine) end(notices <-chan string, asleep func()) []task {
 
 func endPrograms() error {
 	var errs []error
-	for _, g := range []string{groupServe, groupApps, groupShims, groupContainerd} {
+	for _, g := range []string{groupServe, groupDebug, groupApps, groupShims, groupContainerd} {
 		errs = append(errs, killGroup(g, groupMax))
 	}
 	return errors.Join(errs...)
@@ -141,6 +143,7 @@ func latest(kind shutdownKind, signals <-chan os.Signal) shutdownKind {
 // closeStorage unmounts /perm with all that lies on it, and closes the volumes.
 func (m *machine) closeStorage() {
 	m.log.close()
+	m.kernel.close()
 	for _, s := range []*service{m.serve, m.containerd} {
 		if s != nil && s.out != nil {
 			s.out.Close()

@@ -102,6 +102,18 @@ func about(ctx context.Context, object string) {
 	}
 }
 
+// begins tells the audit log what a call is about that is recorded before it does
+// anything, since what it does may be the end of this machine.
+func begins(ctx context.Context, object string) {
+	if e, ok := ctx.Value(entryKey{}).(*entry); ok {
+		e.about(object)
+		if e.late != nil {
+			e.late.Stop()
+		}
+		e.goesOn()
+	}
+}
+
 // letIn tells the audit log that the gate lets a call in.
 func letIn(ctx context.Context) {
 	if e, ok := ctx.Value(entryKey{}).(*entry); ok {

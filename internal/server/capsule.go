@@ -16,8 +16,8 @@ type Machine interface {
 	Info() *capsulev1.InfoResponse
 	// Mode may change while the server runs, with the reason for recovery.
 	Mode() (capsulev1.Mode, string)
-	// Power asks for the end of this boot.
-	Power(PowerState) error
+	// Power asks for the end of this boot, and keeps why.
+	Power(state PowerState, why string) error
 	// RestartService kills one of the machine's services, which is started again.
 	RestartService(name string) error
 	// SystemLog is the folder of the services' own logs.
@@ -79,16 +79,27 @@ func (s *capsule) Info(context.Context, *capsulev1.InfoRequest) (*capsulev1.Info
 // Reboot answers first: the end of the call's context is the sign that the
 // answer is on its way.
 func (s *capsule) Reboot(ctx context.Context, _ *capsulev1.RebootRequest) (*capsulev1.RebootResponse, error) {
-	s.after(ctx, "reboot", func() error { return s.Machine.Power(Reboot) })
+	why := "reboot, asked for by " + callerName(ctx)
+	s.after(ctx, "reboot", func() error { return s.Machine.Power(Reboot, why) })
 	return &capsulev1.RebootResponse{}, nil
 }
 
 func (s *capsule) Shutdown(ctx context.Context, _ *capsulev1.ShutdownRequest) (*capsulev1.ShutdownResponse, error) {
-	s.after(ctx, "shut down", func() error { return s.Machine.Power(PowerOff) })
+	why := "shutdown, asked for by " + callerName(ctx)
+	s.after(ctx, "shut down", func() error { return s.Machine.Power(PowerOff, why) })
 	return &capsulev1.ShutdownResponse{}, nil
 }
 
-// services that can be restarted, and whose logs are kept.
+// callerName is the name in the caller's certificate.
+func callerName(ctx context.Context) string {
+	cert, err := certificate(ctx)
+	if err != nil {
+		return nobody
+	}
+	return cert.Subject.CommonName
+}
+
+// services that can be restarted.
 var services = []string{"capsuled", "containerd"}
 
 func (s *capsule) RestartService(ctx context.Context, req *capsulev1.RestartServiceRequest) (*capsulev1.RestartServiceResponse, error) {

@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"github.com/containerd/errdefs"
+	"google.golang.org/grpc"
 
 	capsulev1 "capsule/api/capsule/v1"
 	"capsule/internal/workload"
@@ -23,19 +24,35 @@ const (
 	terminalMax   = 4096 // rows or columns
 )
 
+// execStream is that of a command, wherever it runs.
+type execStream = grpc.BidiStreamingServer[capsulev1.ExecRequest, capsulev1.ExecResponse]
+
 func (s *workloads) Exec(stream capsulev1.WorkloadService_ExecServer) error {
-	first, err := stream.Recv()
+	start, err := receiveStart(stream)
 	if err != nil {
 		return err
 	}
-	start := first.GetStart()
-	if err := checkStart(start); err != nil {
-		return err
+	if len(start.GetCommand()) == 0 || start.GetCommand()[0] == "" {
+		return fmt.Errorf("exec in %q: no command: %w", start.GetName(), errdefs.ErrInvalidArgument)
 	}
 	id, driver, err := s.running(stream.Context(), start.GetName())
 	if err != nil {
 		return err
 	}
+	return runExec(stream, start, func(ctx context.Context, e workload.Exec) (int, error) { return driver.Exec(ctx, id, e) })
+}
+
+// receiveStart is the first message of a stream.
+func receiveStart(stream execStream) (*capsulev1.ExecStart, error) {
+	first, err := stream.Recv()
+	if err != nil {
+		return nil, err
+	}
+	return first.GetStart(), checkStart(first.GetStart())
+}
+
+// runExec serves a command until it has ended.
+func runExec(stream execStream, start *capsulev1.ExecStart, run func(context.Context, workload.Exec) (int, error)) error {
 	ctx, cancel := context.WithCancel(stream.Context())
 	defer cancel()
 	in := newExecInput(start.GetStdin())
@@ -55,7 +72,7 @@ func (s *workloads) Exec(stream capsulev1.WorkloadService_ExecServer) error {
 	if start.GetStdin() {
 		e.Stdin = in.stdin
 	}
-	code, err := driver.Exec(ctx, id, e)
+	code, err := run(ctx, e)
 	if err != nil {
 		return err
 	}
@@ -72,8 +89,6 @@ func checkStart(start *capsulev1.ExecStart) error {
 	switch {
 	case start == nil:
 		return fmt.Errorf("exec must begin with its start: %w", errdefs.ErrInvalidArgument)
-	case len(start.GetCommand()) == 0 || start.GetCommand()[0] == "":
-		return fmt.Errorf("exec in %q: no command: %w", start.GetName(), errdefs.ErrInvalidArgument)
 	case len(start.GetCommand()) > execWordsMax || len(start.GetEnv()) > execWordsMax || bytes > execBytesMax:
 		return fmt.Errorf("exec in %q: command or environment is too long: %w", start.GetName(), errdefs.ErrInvalidArgument)
 	case start.GetSize().GetRows() > terminalMax || start.GetSize().GetColumns() > terminalMax:
@@ -107,7 +122,7 @@ func (in *execInput) close() {
 }
 
 // run ends without error when the client has closed its side in good order.
-func (in *execInput) run(ctx context.Context, stream capsulev1.WorkloadService_ExecServer) error {
+func (in *execInput) run(ctx context.Context, stream execStream) error {
 	for {
 		msg, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
@@ -151,7 +166,7 @@ func (in *execInput) newest(s workload.TerminalSize) {
 // execOutput sends for two writers.
 type execOutput struct {
 	mu     sync.Mutex
-	stream capsulev1.WorkloadService_ExecServer
+	stream execStream
 }
 
 func (o *execOutput) send(r *capsulev1.ExecResponse) error {

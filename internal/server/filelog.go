@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/fsnotify/fsnotify"
+
+	"capsule/internal/lastboot"
 )
 
 // lineMax bounds one line of a log; longer ones come in pieces.
@@ -22,10 +24,11 @@ const lineMax = 32 << 10
 // rotatedMax is how many older files of a log are looked for, ".1" the newest.
 const rotatedMax = 9
 
-// fileLog reads NAME.log in a folder, and before it what was rotated away.
-func fileLog(dir, name string) source {
+// fileLog reads NAME.log in a folder, and before it what was rotated away. What parse
+// does not take is left out.
+func fileLog(dir, name string, parse func(line []byte) (sysLine, bool)) source {
 	return func(ctx context.Context, follow bool, give func(sysLine) error) error {
-		t := &tail{path: filepath.Join(dir, name+".log"), service: name, give: give}
+		t := &tail{path: filepath.Join(dir, name+".log"), parse: parse, give: give}
 		defer t.close()
 		var events <-chan fsnotify.Event
 		var lost <-chan error
@@ -68,11 +71,11 @@ func fileLog(dir, name string) source {
 
 // tail reads a growing file that may be replaced by a new one.
 type tail struct {
-	path    string
-	service string
-	give    func(sysLine) error
-	file    *os.File
-	rest    []byte // an unfinished line
+	path  string
+	parse func([]byte) (sysLine, bool)
+	give  func(sysLine) error
+	file  *os.File
+	rest  []byte // an unfinished line
 }
 
 func (t *tail) close() {
@@ -150,8 +153,10 @@ func (t *tail) lines(r io.Reader) error {
 		if len(t.rest) > 0 && (err == nil || len(t.rest) >= lineMax) {
 			line := bytes.Clone(t.rest)
 			t.rest = t.rest[:0]
-			if err := t.give(sysLine{time: stamp(line), service: t.service, data: line}); err != nil {
-				return err
+			if l, ok := t.parse(line); ok {
+				if err := t.give(l); err != nil {
+					return err
+				}
 			}
 		}
 		switch {
@@ -160,6 +165,24 @@ func (t *tail) lines(r io.Reader) error {
 		case err != nil && !errors.Is(err, bufio.ErrBufferFull):
 			return err
 		}
+	}
+}
+
+// printed is a line as a service printed it.
+func printed(service string) func([]byte) (sysLine, bool) {
+	return func(line []byte) (sysLine, bool) {
+		return sysLine{time: stamp(line), service: service, data: line}, true
+	}
+}
+
+// kept is a line that tells its boot; an older form stands as it is.
+func kept(service string) func([]byte) (sysLine, bool) {
+	return func(line []byte) (sysLine, bool) {
+		l, ok := lastboot.ParseLine(line)
+		if !ok {
+			return printed(service)(line)
+		}
+		return sysLine{time: l.Time, service: service, data: []byte(l.Text + "\n")}, true
 	}
 }
 

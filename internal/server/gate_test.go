@@ -207,7 +207,7 @@ func (s silent) RecvMsg(any) error { <-s.end; return io.EOF }
 func TestSilentStreams(t *testing.T) {
 	eachMethod(func(m protoreflect.MethodDescriptor) {
 		path := "/" + string(m.Parent().FullName()) + "/" + string(m.Name())
-		waits := path == capsulev1.WorkloadService_Exec_FullMethodName || path == capsulev1.UpdateService_Push_FullMethodName
+		waits := path == capsulev1.WorkloadService_Exec_FullMethodName || path == capsulev1.DebugService_Run_FullMethodName || path == capsulev1.UpdateService_Push_FullMethodName
 		if m.IsStreamingClient() == (waits == owing[path]) {
 			t.Errorf("%s: it owes %v", path, owing[path])
 		}

@@ -16,6 +16,7 @@ var recoverable = map[string]bool{
 	capsulev1.CapsuleService_RestartService_FullMethodName: true,
 	capsulev1.UpdateService_Rollback_FullMethodName:        true,
 	capsulev1.CapsuleService_Audit_FullMethodName:          true, // it only reads
+	capsulev1.DebugService_Run_FullMethodName:              true, // it is what this mode is for
 }
 
 // Services that the installer has: there are no workloads, and nothing to declare.
@@ -23,6 +24,7 @@ var installing = []string{
 	capsulev1.InstallService_ServiceDesc.ServiceName,
 	capsulev1.AccessService_ServiceDesc.ServiceName,
 	capsulev1.CapsuleService_ServiceDesc.ServiceName,
+	capsulev1.DebugService_ServiceDesc.ServiceName,
 	"grpc.reflection.",
 }
 

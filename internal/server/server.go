@@ -6,6 +6,7 @@
 package server
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -29,6 +30,7 @@ import (
 	"capsule/internal/token"
 	"capsule/internal/uplink"
 	"capsule/internal/version"
+	"capsule/internal/workload"
 )
 
 // Limits of what clients can take up.
@@ -75,6 +77,9 @@ type Options struct {
 	Updates Updates
 	// Installer is nil but in MODE_INSTALLER.
 	Installer Installer
+	// Debug runs a command with the slot's tools in the machine itself, as a driver runs
+	// one in a workload; nil where there are none.
+	Debug func(context.Context, workload.Exec) (int, error)
 	// Kinds of workloads that have a driver here.
 	Kinds   []string
 	Machine Machine
@@ -134,6 +139,7 @@ func New(o Options) (*grpc.Server, error) {
 	capsulev1.RegisterUpdateServiceServer(s, newUpdates(o))
 	capsulev1.RegisterInstallServiceServer(s, &installs{Options: o})
 	capsulev1.RegisterCapsuleServiceServer(s, &capsule{Options: o})
+	capsulev1.RegisterDebugServiceServer(s, &debugging{Options: o})
 	capsulev1.RegisterEventServiceServer(s, &events{Options: o})
 	capsulev1.RegisterStatsServiceServer(s, &stats{Options: o})
 	capsulev1.RegisterTokenServiceServer(s, &tokens{book: book})

@@ -89,10 +89,10 @@ func (m *testMachine) Mode() (capsulev1.Mode, string) {
 	}
 	return capsulev1.Mode_MODE_NORMAL, ""
 }
-func (m *testMachine) Power(s PowerState) error         { m.power <- s; return nil }
-func (m *testMachine) RestartService(name string) error { m.killed <- name; return nil }
-func (m *testMachine) SystemLog() string                { return m.system }
-func (m *testMachine) KernelLog() string                { return m.kernel }
+func (m *testMachine) Power(s PowerState, _ string) error { m.power <- s; return nil }
+func (m *testMachine) RestartService(name string) error   { m.killed <- name; return nil }
+func (m *testMachine) SystemLog() string                  { return m.system }
+func (m *testMachine) KernelLog() string                  { return m.kernel }
 
 // hostDriver runs commands as processes of the test, and copies to a folder.
 type hostDriver struct {

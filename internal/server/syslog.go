@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -12,10 +13,16 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	capsulev1 "capsule/api/capsule/v1"
+	"capsule/internal/lastboot"
 )
 
-// kernelService is the name of the kernel among the services with a log.
-const kernelService = "kernel"
+// Names among the services with a log.
+const (
+	kernelService = "kernel"
+	pid1Service   = "pid1"
+	// bootsService has a line for each boot, which stands where it begins in all logs.
+	bootsService = "boots"
+)
 
 // sysLine is one line of a service's log; the time is zero when it has none.
 type sysLine struct {
@@ -34,6 +41,10 @@ func (s *capsule) Logs(req *capsulev1.CapsuleServiceLogsRequest, out capsulev1.C
 	if err != nil {
 		return err
 	}
+	since, err := sinceOf(req)
+	if err != nil {
+		return err
+	}
 	var mu sync.Mutex
 	send := func(l sysLine) error {
 		r := &capsulev1.CapsuleServiceLogsResponse{Service: l.service, Data: l.data}
@@ -45,31 +56,68 @@ func (s *capsule) Logs(req *capsulev1.CapsuleServiceLogsRequest, out capsulev1.C
 		return out.Send(r)
 	}
 	group, ctx := errgroup.WithContext(out.Context())
-	past := &backlog{tail: req.GetTail(), waiting: len(sources), send: send}
+	past := &backlog{since: since, tail: req.GetTail(), waiting: len(sources), send: send}
 	for _, src := range sources {
 		group.Go(func() error { return past.feed(ctx, src, req.GetFollow()) })
 	}
 	return group.Wait()
 }
 
+// sinceOf is the time that lines are asked for from; zero for all.
+func sinceOf(req *capsulev1.CapsuleServiceLogsRequest) (since time.Time, err error) {
+	if t := req.GetSince(); t != nil {
+		if err := t.CheckValid(); err != nil {
+			return since, fmt.Errorf("since: %w: %w", err, errdefs.ErrInvalidArgument)
+		}
+		since = t.AsTime()
+	}
+	if boot := bootTime(); req.GetThisBoot() && boot.After(since) {
+		// What the kernel says of its first moment is of this boot, too.
+		since = boot.Add(-bootSlack)
+	}
+	return since, nil
+}
+
+// bootSlack is how exactly the time of the machine's start is known.
+const bootSlack = 100 * time.Millisecond
+
 func (s *capsule) sources(service string) ([]source, error) {
-	names := append(slices.Clone(services), kernelService)
+	dir := s.Machine.SystemLog()
+	all := map[string]source{
+		bootsService:  fileLog(dir, bootsService, bootMark(lastboot.ThisBoot(), bootTime())),
+		pid1Service:   fileLog(dir, pid1Service, kept(pid1Service)),
+		kernelService: kernelLog(dir, s.Machine.KernelLog()),
+	}
+	for _, name := range services {
+		all[name] = fileLog(dir, name, printed(name))
+	}
+	names := slices.Sorted(maps.Keys(all))
 	switch {
 	case service == "":
-	case slices.Contains(names, service):
+	case service == bootsService:
 		names = []string{service}
+	case all[service] != nil:
+		names = []string{bootsService, service}
 	default:
 		return nil, fmt.Errorf("unknown service %q, want one of %q: %w", service, names, errdefs.ErrInvalidArgument)
 	}
 	var sources []source
 	for _, name := range names {
-		if name == kernelService {
-			sources = append(sources, kernelLog(s.Machine.KernelLog()))
-		} else {
-			sources = append(sources, fileLog(s.Machine.SystemLog(), name))
-		}
+		sources = append(sources, all[name])
 	}
 	return sources, nil
+}
+
+// bootMark reads a line of where a boot begins. The clock may have been set since the
+// running one was noted.
+func bootMark(boot string, begun time.Time) func([]byte) (sysLine, bool) {
+	return func(line []byte) (sysLine, bool) {
+		l, ok := lastboot.ParseLine(line)
+		if ok && l.Boot == lastboot.Short(boot) {
+			l.Time = begun.Truncate(time.Microsecond)
+		}
+		return sysLine{time: l.Time, service: bootsService, data: []byte(l.Text + "\n")}, ok
+	}
 }
 
 // backlogMax bounds the lines that are sorted in memory; older ones are left out.
@@ -77,8 +125,9 @@ const backlogMax = 50000
 
 // backlog puts what several sources hold into the order of time.
 type backlog struct {
-	tail int64
-	send func(sysLine) error
+	since time.Time
+	tail  int64
+	send  func(sysLine) error
 
 	mu      sync.Mutex
 	lines   []sysLine
@@ -89,7 +138,17 @@ type backlog struct {
 // each goes on with what comes.
 func (b *backlog) feed(ctx context.Context, src source, follow bool) error {
 	told := false
+	var last time.Time
 	return src(ctx, follow, func(l sysLine) error {
+		if l.data != nil {
+			// A line without a time stands with the one before it.
+			if l.time.IsZero() {
+				l.time = last
+			}
+			if last = l.time; l.time.Before(b.since) {
+				return nil
+			}
+		}
 		if told {
 			return b.send(l)
 		}
@@ -112,15 +171,6 @@ func (b *backlog) done() error {
 	defer b.mu.Unlock()
 	if b.waiting--; b.waiting > 0 {
 		return nil
-	}
-	// A line without a time stands with the one before it.
-	last := map[string]time.Time{}
-	for i := range b.lines {
-		l := &b.lines[i]
-		if l.time.IsZero() {
-			l.time = last[l.service]
-		}
-		last[l.service] = l.time
 	}
 	slices.SortStableFunc(b.lines, func(x, y sysLine) int { return x.time.Compare(y.time) })
 	if b.tail >= 0 && int64(len(b.lines)) > b.tail {

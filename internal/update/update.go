@@ -55,8 +55,8 @@ type Machine interface {
 	Normal() bool
 	// Addressed: an uplink has an address.
 	Addressed() bool
-	// Reboot asks process 1 for an orderly restart and doesn't wait for it.
-	Reboot() error
+	// Reboot asks process 1 for an orderly restart and doesn't wait for it. Why is kept.
+	Reboot(why string) error
 	// Tell sends one notice to process 1.
 	Tell(text string) error
 	// Unready names the workloads that an update must keep running and that don't
@@ -355,12 +355,12 @@ func (m *Manager) goBack(onTrial bool, reason string) error {
 		return errors.Join(fmt.Errorf("roll back to %s: %w", m.other(), err), m.dropReason())
 	}
 	m.Event("rolled-back", fmt.Sprintf("version %s in %s: %s; the capsule restarts from %s", m.Version, m.boot.Slot, reason, m.other()))
-	return m.restart("it is rolled back")
+	return m.restart("it is rolled back: " + reason)
 }
 
 // restart asks for a restart; from then on nothing is changed any more.
 func (m *Manager) restart(why string) error {
-	if err := m.Machine.Reboot(); err != nil {
+	if err := m.Machine.Reboot(why); err != nil {
 		return fmt.Errorf("restart: %w", err)
 	}
 	m.mu.Lock()

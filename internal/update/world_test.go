@@ -116,10 +116,10 @@ type world struct {
 	events    []string
 }
 
-func (w *world) Boot() disk.Boot { return w.boot }
-func (w *world) Normal() bool    { return !w.recovery }
-func (w *world) Addressed() bool { w.mu.Lock(); defer w.mu.Unlock(); return w.addressed }
-func (w *world) Reboot() error   { w.mu.Lock(); defer w.mu.Unlock(); w.restarts++; return nil }
+func (w *world) Boot() disk.Boot     { return w.boot }
+func (w *world) Normal() bool        { return !w.recovery }
+func (w *world) Addressed() bool     { w.mu.Lock(); defer w.mu.Unlock(); return w.addressed }
+func (w *world) Reboot(string) error { w.mu.Lock(); defer w.mu.Unlock(); w.restarts++; return nil }
 func (w *world) Unready() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -26,6 +27,9 @@ const (
 	// Every is how often to feed. It leaves room for many late turns, and is shorter
 	// than the time of a device that can't do Timeout.
 	Every = 5 * time.Second
+	// softLater lets the machine's own watchdog come first, for it remembers that it
+	// reset the machine, which the kernel's can't. It is within the promise still.
+	softLater = 3 * time.Second
 )
 
 // A Watchdog is all the machine's devices.
@@ -53,8 +57,12 @@ func (w *Watchdog) Open() []string {
 		if err != nil { // busy, or gone again
 			continue
 		}
+		wait := Timeout
+		if strings.HasPrefix(identity(name), "Software") {
+			wait += softLater
+		}
 		// A device that can't do this time keeps its own.
-		_ = unix.IoctlSetPointerInt(int(f.Fd()), unix.WDIOC_SETTIMEOUT, int(Timeout/time.Second))
+		_ = unix.IoctlSetPointerInt(int(f.Fd()), unix.WDIOC_SETTIMEOUT, int(wait/time.Second))
 		w.files[name] = f
 	}
 	return w.names()

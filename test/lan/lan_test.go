@@ -224,11 +224,11 @@ type around struct{ name string }
 func (a around) Info() *capsulev1.InfoResponse {
 	return &capsulev1.InfoResponse{Name: a.name, Version: "v1.2.3"}
 }
-func (around) Mode() (capsulev1.Mode, string) { return capsulev1.Mode_MODE_NORMAL, "" }
-func (around) Power(server.PowerState) error  { return nil }
-func (around) RestartService(string) error    { return nil }
-func (around) SystemLog() string              { return os.DevNull }
-func (around) KernelLog() string              { return os.DevNull }
+func (around) Mode() (capsulev1.Mode, string)        { return capsulev1.Mode_MODE_NORMAL, "" }
+func (around) Power(server.PowerState, string) error { return nil }
+func (around) RestartService(string) error           { return nil }
+func (around) SystemLog() string                     { return os.DevNull }
+func (around) KernelLog() string                     { return os.DevNull }
 
 // found is what "discover -o json" shows of a capsule.
 type found struct{ Name, State, Host, Context, Fingerprint string }

@@ -376,11 +376,16 @@ func (x *InfoResponse) GetSecrets() string {
 
 type CapsuleServiceLogsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// "capsuled", "containerd", "kernel" or "" for all.
+	// "capsuled", "pid1", "containerd", "kernel", "boots" for where boots begin and how
+	// the ones before them ended, or "" for all.
 	Service string `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
 	Follow  bool   `protobuf:"varint,2,opt,name=follow,proto3" json:"follow,omitempty"`
 	// Only the last lines; negative means all.
-	Tail          int64 `protobuf:"varint,3,opt,name=tail,proto3" json:"tail,omitempty"`
+	Tail int64 `protobuf:"varint,3,opt,name=tail,proto3" json:"tail,omitempty"`
+	// Only lines of that time and later; absent means all that are kept.
+	Since *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
+	// Only lines since the machine's last start.
+	ThisBoot      bool `protobuf:"varint,5,opt,name=this_boot,json=thisBoot,proto3" json:"this_boot,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -436,11 +441,26 @@ func (x *CapsuleServiceLogsRequest) GetTail() int64 {
 	return 0
 }
 
+func (x *CapsuleServiceLogsRequest) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *CapsuleServiceLogsRequest) GetThisBoot() bool {
+	if x != nil {
+		return x.ThisBoot
+	}
+	return false
+}
+
 type CapsuleServiceLogsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Time          *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
-	Service       string                 `protobuf:"bytes,2,opt,name=service,proto3" json:"service,omitempty"`
-	Data          []byte                 `protobuf:"bytes,3,opt,name=data,proto3" json:"data,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Time  *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
+	// As in the request; lines of "boots" stand where a boot begins, whatever is asked for.
+	Service       string `protobuf:"bytes,2,opt,name=service,proto3" json:"service,omitempty"`
+	Data          []byte `protobuf:"bytes,3,opt,name=data,proto3" json:"data,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1055,11 +1075,13 @@ const file_capsule_v1_capsule_proto_rawDesc = "" +
 	"\x0evirtualization\x18\x17 \x01(\tR\x0evirtualization\x12$\n" +
 	"\x04pool\x18\x18 \x01(\v2\x10.capsule.v1.PoolR\x04pool\x129\n" +
 	"\ttentative\x18\x19 \x01(\v2\x1b.capsule.v1.TentativeSystemR\ttentative\x12\x18\n" +
-	"\asecrets\x18\x1b \x01(\tR\asecrets\"a\n" +
+	"\asecrets\x18\x1b \x01(\tR\asecrets\"\xb0\x01\n" +
 	"\x19CapsuleServiceLogsRequest\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x16\n" +
 	"\x06follow\x18\x02 \x01(\bR\x06follow\x12\x12\n" +
-	"\x04tail\x18\x03 \x01(\x03R\x04tail\"z\n" +
+	"\x04tail\x18\x03 \x01(\x03R\x04tail\x120\n" +
+	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1b\n" +
+	"\tthis_boot\x18\x05 \x01(\bR\bthisBoot\"z\n" +
 	"\x1aCapsuleServiceLogsResponse\x12.\n" +
 	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x18\n" +
 	"\aservice\x18\x02 \x01(\tR\aservice\x12\x12\n" +
@@ -1150,29 +1172,30 @@ var file_capsule_v1_capsule_proto_depIdxs = []int32{
 	15, // 2: capsule.v1.InfoResponse.time:type_name -> google.protobuf.Timestamp
 	16, // 3: capsule.v1.InfoResponse.pool:type_name -> capsule.v1.Pool
 	17, // 4: capsule.v1.InfoResponse.tentative:type_name -> capsule.v1.TentativeSystem
-	15, // 5: capsule.v1.CapsuleServiceLogsResponse.time:type_name -> google.protobuf.Timestamp
-	15, // 6: capsule.v1.AuditRequest.since:type_name -> google.protobuf.Timestamp
-	15, // 7: capsule.v1.AuditResponse.time:type_name -> google.protobuf.Timestamp
-	18, // 8: capsule.v1.AuditResponse.duration:type_name -> google.protobuf.Duration
-	1,  // 9: capsule.v1.CapsuleService.Info:input_type -> capsule.v1.InfoRequest
-	3,  // 10: capsule.v1.CapsuleService.Logs:input_type -> capsule.v1.CapsuleServiceLogsRequest
-	5,  // 11: capsule.v1.CapsuleService.Reboot:input_type -> capsule.v1.RebootRequest
-	7,  // 12: capsule.v1.CapsuleService.Shutdown:input_type -> capsule.v1.ShutdownRequest
-	9,  // 13: capsule.v1.CapsuleService.RestartService:input_type -> capsule.v1.RestartServiceRequest
-	11, // 14: capsule.v1.CapsuleService.ConfirmNetwork:input_type -> capsule.v1.ConfirmNetworkRequest
-	13, // 15: capsule.v1.CapsuleService.Audit:input_type -> capsule.v1.AuditRequest
-	2,  // 16: capsule.v1.CapsuleService.Info:output_type -> capsule.v1.InfoResponse
-	4,  // 17: capsule.v1.CapsuleService.Logs:output_type -> capsule.v1.CapsuleServiceLogsResponse
-	6,  // 18: capsule.v1.CapsuleService.Reboot:output_type -> capsule.v1.RebootResponse
-	8,  // 19: capsule.v1.CapsuleService.Shutdown:output_type -> capsule.v1.ShutdownResponse
-	10, // 20: capsule.v1.CapsuleService.RestartService:output_type -> capsule.v1.RestartServiceResponse
-	12, // 21: capsule.v1.CapsuleService.ConfirmNetwork:output_type -> capsule.v1.ConfirmNetworkResponse
-	14, // 22: capsule.v1.CapsuleService.Audit:output_type -> capsule.v1.AuditResponse
-	16, // [16:23] is the sub-list for method output_type
-	9,  // [9:16] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	15, // 5: capsule.v1.CapsuleServiceLogsRequest.since:type_name -> google.protobuf.Timestamp
+	15, // 6: capsule.v1.CapsuleServiceLogsResponse.time:type_name -> google.protobuf.Timestamp
+	15, // 7: capsule.v1.AuditRequest.since:type_name -> google.protobuf.Timestamp
+	15, // 8: capsule.v1.AuditResponse.time:type_name -> google.protobuf.Timestamp
+	18, // 9: capsule.v1.AuditResponse.duration:type_name -> google.protobuf.Duration
+	1,  // 10: capsule.v1.CapsuleService.Info:input_type -> capsule.v1.InfoRequest
+	3,  // 11: capsule.v1.CapsuleService.Logs:input_type -> capsule.v1.CapsuleServiceLogsRequest
+	5,  // 12: capsule.v1.CapsuleService.Reboot:input_type -> capsule.v1.RebootRequest
+	7,  // 13: capsule.v1.CapsuleService.Shutdown:input_type -> capsule.v1.ShutdownRequest
+	9,  // 14: capsule.v1.CapsuleService.RestartService:input_type -> capsule.v1.RestartServiceRequest
+	11, // 15: capsule.v1.CapsuleService.ConfirmNetwork:input_type -> capsule.v1.ConfirmNetworkRequest
+	13, // 16: capsule.v1.CapsuleService.Audit:input_type -> capsule.v1.AuditRequest
+	2,  // 17: capsule.v1.CapsuleService.Info:output_type -> capsule.v1.InfoResponse
+	4,  // 18: capsule.v1.CapsuleService.Logs:output_type -> capsule.v1.CapsuleServiceLogsResponse
+	6,  // 19: capsule.v1.CapsuleService.Reboot:output_type -> capsule.v1.RebootResponse
+	8,  // 20: capsule.v1.CapsuleService.Shutdown:output_type -> capsule.v1.ShutdownResponse
+	10, // 21: capsule.v1.CapsuleService.RestartService:output_type -> capsule.v1.RestartServiceResponse
+	12, // 22: capsule.v1.CapsuleService.ConfirmNetwork:output_type -> capsule.v1.ConfirmNetworkResponse
+	14, // 23: capsule.v1.CapsuleService.Audit:output_type -> capsule.v1.AuditResponse
+	17, // [17:24] is the sub-list for method output_type
+	10, // [10:17] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_capsule_v1_capsule_proto_init() }

@@ -111,12 +111,12 @@ func (b *boot) manager(key bundle.PublicKey) (*update.Manager, error) {
 // machine is a capsule that is all right.
 type machine struct{ boot disk.Boot }
 
-func (m machine) Boot() disk.Boot { return m.boot }
-func (machine) Normal() bool      { return true }
-func (machine) Addressed() bool   { return true }
-func (machine) Reboot() error     { return errors.New("no restart is asked for") }
-func (machine) Tell(string) error { return nil }
-func (machine) Unready() []string { return nil }
+func (m machine) Boot() disk.Boot   { return m.boot }
+func (machine) Normal() bool        { return true }
+func (machine) Addressed() bool     { return true }
+func (machine) Reboot(string) error { return errors.New("no restart is asked for") }
+func (machine) Tell(string) error   { return nil }
+func (machine) Unready() []string   { return nil }
 
 // checkHistory wants an outcome of all updates but of the one that is on trial.
 func (b *boot) checkHistory(ctx context.Context, m *update.Manager) error {
