@@ -90,7 +90,9 @@ func readATA(path string, h *v1.DiskHealth) error {
 }
 
 // hasSMART reads words 82 and 85 of what a disk identifies itself by.
-func hasSMART(who []byte) bool { return len(who) == sectorBytes && who[82*2]&1 == 1 && who[85*2]&1 == 1 }
+func hasSMART(who []byte) bool {
+	return len(who) == sectorBytes && who[82*2]&1 == 1 && who[85*2]&1 == 1
+}
 
 // ask gives a command to a disk through the kernel's SCSI layer.
 func ask(f *os.File, command, feature byte, wantData bool) (registers, []byte, error) {
