@@ -2,14 +2,11 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
 	capsulev1 "capsule/api/capsule/v1"
-	"capsule/api/manifest"
 )
 
 func newCapsuleCommand(a *app) *cobra.Command {
@@ -17,94 +14,6 @@ func newCapsuleCommand(a *app) *cobra.Command {
 	cmd.AddCommand(newCapsuleInfoCommand(a), newCapsuleLogsCommand(a), newCapsuleAuditCommand(a), newCapsuleDebugCommand(a), newCapsuleRestartServiceCommand(a),
 		newCapsuleUpdateCommand(a), newCapsuleRebootCommand(a), newCapsuleShutdownCommand(a))
 	return cmd
-}
-
-func newCapsuleInfoCommand(a *app) *cobra.Command {
-	return onMany(a, &cobra.Command{
-		Use: "info", Short: "Show the machine and how it is",
-		Example: `  capsulectl capsule info
-  capsulectl capsule info --all`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return a.read(cmd.Context(), capsuleInfo) },
-	})
-}
-
-func capsuleInfo(ctx context.Context, a *app) (view, error) {
-	info, err := call(ctx, a, func(ctx context.Context, c *client) (*capsulev1.InfoResponse, error) {
-		return c.capsule.Info(ctx, &capsulev1.InfoRequest{})
-	})
-	if err != nil {
-		return view{}, err
-	}
-	v := view{single: true, names: []string{info.GetName()}, values: []any{info}, rows: infoFacts(info), summary: infoSummary(info)}
-	if a.output == formatTable && info.GetPool() != nil {
-		volumes, err := fetchObjects(ctx, a, manifest.KindVolume)
-		if err != nil {
-			return v, err
-		}
-		storage := storageFacts(info.GetPool(), volumes)
-		if degraded(info.GetPool()) {
-			v.rows = append(storage, v.rows...)
-		} else {
-			v.rows = append(v.rows, storage...)
-		}
-	}
-	return v, nil
-}
-
-func modeText(i *capsulev1.InfoResponse) string {
-	mode := strings.ToLower(strings.TrimPrefix(i.GetMode().String(), "MODE_"))
-	if r := i.GetModeReason(); r != "" {
-		mode += " (" + r + ")"
-	}
-	return mode
-}
-
-// infoSummary is a machine in one row.
-func infoSummary(i *capsulev1.InfoResponse) *view {
-	return &view{
-		columns: []string{"NAME", "VERSION", "MODE", "UP", "ADDRESSES", "MEMORY FREE", "STORAGE FREE", "RUNNING"},
-		rows: [][]string{{
-			i.GetName(), i.GetVersion(), modeText(i), age(i.GetBootedAt().AsTime(), i.GetTime().AsTime()), strings.Join(i.GetAddresses(), ", "),
-			size(int64(i.GetMemoryAvailable())), size(int64(i.GetPermFree())), //nolint:gosec // bytes of a machine
-			fmt.Sprintf("%d of %d", i.GetWorkloadsRunning(), i.GetWorkloads()),
-		}},
-	}
-}
-
-func infoFacts(i *capsulev1.InfoResponse) [][]string {
-	mode := modeText(i)
-	clock := "not set from the network yet"
-	if i.GetClockSynchronized() {
-		clock = "set from the network"
-	}
-	addresses := strings.Join(i.GetAddresses(), ", ")
-	if addresses == "" {
-		addresses = i.GetNetworkMessage()
-	}
-	virtualization := i.GetVirtualization()
-	if virtualization == "" {
-		virtualization = "-"
-	}
-	now := i.GetTime().AsTime()
-	facts := [][]string{{"name:", i.GetName()}, {"id:", i.GetId()}, {"version:", i.GetVersion()}, {"slot:", i.GetSlot()}, {"mode:", mode}}
-	if t := i.GetTentative(); t != nil {
-		facts = append(facts, []string{"update:", tentativeText(t)})
-	}
-	return append(facts, [][]string{
-		{"kernel:", i.GetKernel() + " " + i.GetArchitecture()},
-		{"up:", age(i.GetBootedAt().AsTime(), now)},
-		{"time:", now.UTC().Format(time.RFC3339) + ", " + clock},
-		{"addresses:", addresses},
-		{"processors:", fmt.Sprint(i.GetCpus())},
-		{"virtualization:", virtualization},
-		{"memory:", fmt.Sprintf("%s free of %s", size(int64(i.GetMemoryAvailable())), size(int64(i.GetMemoryTotal())))}, //nolint:gosec // bytes of a machine
-		{"storage:", fmt.Sprintf("%s free of %s", size(int64(i.GetPermFree())), size(int64(i.GetPermTotal())))},         //nolint:gosec // as above
-		{"workloads:", fmt.Sprintf("%d running of %d", i.GetWorkloadsRunning(), i.GetWorkloads())},
-		{"secrets:", i.GetSecrets()},
-		{"daemon starts:", fmt.Sprint(i.GetDaemonStarts())},
-		{"watchdog:", i.GetWatchdog()},
-	}...)
 }
 
 func newCapsuleRebootCommand(a *app) *cobra.Command {

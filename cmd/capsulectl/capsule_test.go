@@ -173,7 +173,7 @@ type testMachine struct{ dir string }
 
 func (testMachine) Info() *capsulev1.InfoResponse {
 	return &capsulev1.InfoResponse{Name: "capsule-test", Version: "1.2.3", Slot: "slot_a", Mode: capsulev1.Mode_MODE_NORMAL,
-		Virtualization: "emulated: no /dev/kvm"}
+		Virtualization: "emulated: no /dev/kvm", Watchdog: "i6300esb", Addresses: []string{"10.0.0.2/24"}}
 }
 func (testMachine) Mode() (capsulev1.Mode, string)        { return capsulev1.Mode_MODE_NORMAL, "" }
 func (testMachine) Power(server.PowerState, string) error { return nil }

@@ -116,9 +116,6 @@ func percent(part, whole int64) string {
 	return fmt.Sprintf("%d %%", int64(float64(part)/float64(whole)*100))
 }
 
-// degraded tells that a pool needs its operator.
-func degraded(p *capsulev1.Pool) bool { return p.GetLevel() > capsulev1.PoolLevel_POOL_LEVEL_OK }
-
 // storageFacts are the lines of "capsule info" for the pool and each volume,
 // what needs the operator first, then the largest.
 func storageFacts(p *capsulev1.Pool, volumes []*capsulev1.Object) [][]string {
@@ -126,8 +123,8 @@ func storageFacts(p *capsulev1.Pool, volumes []*capsulev1.Object) [][]string {
 		return nil
 	}
 	level := ""
-	if degraded(p) {
-		level = joinState(levelNames[p.GetLevel()], p.GetMessage()) + "; "
+	if p.GetLevel() > capsulev1.PoolLevel_POOL_LEVEL_OK { // what is wrong stands above, among the problems
+		level = levelNames[p.GetLevel()] + "; "
 	}
 	facts := [][]string{
 		{"pool:", level + share(p.GetUsed(), p.GetSize()) + "; metadata " + percent(p.GetMetadataUsed(), p.GetMetadataSize())},

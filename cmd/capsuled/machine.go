@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	capsulev1 "capsule/api/capsule/v1"
@@ -22,6 +23,7 @@ import (
 	"capsule/internal/clock"
 	"capsule/internal/console"
 	"capsule/internal/disk"
+	"capsule/internal/hardware"
 	"capsule/internal/identity"
 	"capsule/internal/lastboot"
 	"capsule/internal/server"
@@ -40,6 +42,7 @@ const (
 type machine struct {
 	boot   disk.Boot
 	starts uint32
+	parts  hardware.Watch
 	// installs: we run from a stick, with nothing but memory to write to.
 	installs bool
 
@@ -71,6 +74,7 @@ func newMachine() *machine {
 	if m.boot, err = disk.ReadBoot(); err != nil {
 		slog.Error("boot", "error", err)
 	}
+	m.parts = hardware.Watch{Root: "/", System: m.boot.Disk}
 	if name, err := os.Hostname(); err == nil && name != "" {
 		m.name = name
 	}
@@ -131,10 +135,32 @@ func (m *machine) Info() *capsulev1.InfoResponse {
 	for _, a := range up.Addresses {
 		info.Addresses = append(info.Addresses, a.String())
 	}
+	m.addParts(info, up)
 	if m.normal() {
 		info.PermTotal, info.PermFree = permSpace()
 	}
 	return info
+}
+
+// addParts tells of the parts of the machine: from memory what may take time.
+func (m *machine) addParts(info *capsulev1.InfoResponse, up uplink.State) {
+	info.CpuModel, info.Load, info.Tpm = hardware.Processor("/"), hardware.Load("/"), hardware.TPM("/")
+	info.Temperatures, info.Disks = m.parts.Temperatures(), m.parts.Disks()
+	for _, l := range up.Links {
+		s := hardware.Link("/", l.Name)
+		for _, a := range l.Addresses {
+			s.Addresses = append(s.Addresses, a.String())
+		}
+		info.Uplinks = append(info.Uplinks, s)
+	}
+	for _, a := range up.DNS {
+		info.NameServers = append(info.NameServers, a.String())
+	}
+	now := clock.Now()
+	info.Clock = &capsulev1.ClockState{Server: now.Server, Error: now.Err}
+	if !now.At.IsZero() {
+		info.Clock.Offset, info.Clock.CheckedAt = durationpb.New(now.Offset), timestamppb.New(now.At)
+	}
 }
 
 // permSpace gives bytes; zeros when they can't be read.

@@ -78,6 +78,7 @@ type daemon struct {
 	network    atomic.Pointer[network.Network]
 	trials     *uplink.Trials // of the machine's own network; nil when nothing is declared
 	audit      *audit.Log     // nil where none can be kept
+	serves     server.Options // what the API is of
 	found      *discovery
 	config     *config.Config // nil in recovery mode, as are registries
 	registries *config.Registries
@@ -124,6 +125,8 @@ func serve(ctx context.Context) error {
 	}
 	m.update(func(s *shown) { s.ready = true })
 	go m.watchClaim(life)
+	go m.parts.Run(life) //nolint:errcheck // ends with life
+	go d.watchConsole(life, &d.serves)
 	go d.beat(life, pulse)
 	if m.installs {
 		go m.watchDisks(life, d.installer)
@@ -327,6 +330,7 @@ func (d *daemon) newServer(id *identity.Identity) (*grpc.Server, error) {
 		o.LastPass = d.lastPass
 		o.Registries, o.Images, o.Runtime, o.Volumes = d.registries, patientImages{d.images, d}, patientRuntime{d}, patientVolumes{d.volumes, d}
 	}
+	d.serves = o
 	return server.New(o)
 }
 

@@ -12,7 +12,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 )
@@ -39,7 +38,11 @@ type State struct {
 var shown struct {
 	sync.Mutex
 	State
-	any bool
+	Status
+	any   bool
+	drawn string        // on screens
+	wiped time.Duration // Status.Up when all else on them was wiped away
+	news  news
 }
 
 // Show brings the state to all consoles when it differs from what they show.
@@ -49,14 +52,43 @@ func Show(s State) {
 	if shown.any && shown.State == s {
 		return
 	}
-	before, up := shown.State, uptime()
+	before := shown.State
 	shown.State, shown.any = s, true
+	toSerial(changes(before, s, uptime()))
+	redraw()
+}
+
+// ShowStatus brings to all consoles how the machine does: to screens all of it, to
+// serial lines what is newly wrong.
+func ShowStatus(s Status) {
+	shown.Lock()
+	defer shown.Unlock()
+	shown.Status = s
+	toSerial(shown.news.lines(s.Problems, time.Now()))
+	redraw()
+}
+
+func toSerial(text string) {
 	for _, name := range active() {
-		text := changes(before, s, up)
-		if isScreen(name) {
-			text = screen(s)
+		if !isScreen(name) {
+			put(filepath.Join("/dev", name), text)
 		}
-		put(filepath.Join("/dev", name), text)
+	}
+}
+
+// redraw brings the picture to the screens, if it is another one. Lines of others below
+// it stay for up to a minute.
+func redraw() {
+	wipe := shown.wiped == 0 || shown.wiped != shown.Up
+	text := picture(shown.State, shown.Status, wipe)
+	if text == shown.drawn {
+		return
+	}
+	shown.drawn, shown.wiped = picture(shown.State, shown.Status, false), shown.Up
+	for _, name := range active() {
+		if isScreen(name) {
+			putScreen(filepath.Join("/dev", name), text)
+		}
 	}
 }
 
@@ -98,6 +130,9 @@ func Line(where Where, text string) {
 		}
 		put(filepath.Join("/dev", name), plain(text)+"\r\n")
 	}
+	if where == Everywhere {
+		shown.drawn = ""
+	}
 }
 
 // active lists the kernel's consoles.
@@ -113,122 +148,6 @@ func active() []string {
 func isScreen(name string) bool {
 	rest, ok := strings.CutPrefix(name, "tty")
 	return ok && rest != "" && rest[0] >= '0' && rest[0] <= '9'
-}
-
-// Sizes of the screen in characters: the least that a console has.
-const (
-	screenColumns = 80
-	screenRows    = 25
-	labelColumns  = 13
-)
-
-// screen is the whole picture, from a cleared screen. The code stands to the right
-// as a QR code too.
-func screen(s State) string {
-	code := quickCode(s.Code)
-	width := screenColumns - labelColumns
-	if code != nil {
-		width = qrColumn - 1 - labelColumns
-	}
-	var b strings.Builder
-	b.WriteString("\x1b[2J\x1b[H\r\n")
-	n := 1
-	for _, row := range rows(s, width) {
-		label := row[0]
-		for _, line := range wrap(plain(row[1]), width) {
-			if n++; n >= screenRows {
-				break
-			}
-			fmt.Fprintf(&b, "  %-10s %s\r\n", label, line)
-			label = ""
-		}
-	}
-	for i, line := range code {
-		fmt.Fprintf(&b, "\x1b[%d;%dH%s", i+2, qrColumn, line)
-	}
-	if code != nil {
-		fmt.Fprintf(&b, "\x1b[%d;1H", max(n+1, len(code)+2))
-	}
-	return b.String()
-}
-
-// wrap breaks a text between words; a longer word is cut.
-func wrap(text string, width int) (lines []string) {
-	if utf8.RuneCountInString(text) <= width {
-		return []string{text}
-	}
-	line := ""
-	for _, word := range strings.Fields(text) {
-		for {
-			joined := strings.TrimSpace(line + " " + word)
-			if utf8.RuneCountInString(joined) <= width {
-				line = joined
-				break
-			}
-			if line == "" {
-				head := []rune(word)
-				lines, word = append(lines, string(head[:width])), string(head[width:])
-				continue
-			}
-			lines, line = append(lines, line), ""
-		}
-	}
-	return append(lines, line)
-}
-
-func rows(s State, width int) [][2]string {
-	out := [][2]string{{"Capsule", orText(s.Name, "starting")}}
-	add := func(label, text string) {
-		if text != "" {
-			out = append(out, [2]string{label, text})
-		}
-	}
-	add("address", orText(s.Address, "none yet"))
-	add("network", s.Network)
-	add("claim", s.Claim)
-	add("code", s.Code)
-	if s.Code != "" {
-		add("", nextStep(s)+orText(s.Name, "NAME"))
-	}
-	add("", s.Unclaimable)
-	add("key", breakable(s.Fingerprint, width))
-	add("version", strings.TrimSpace(s.Version+"  "+s.Slot))
-	if s.Mode != "" && s.Mode != "normal" {
-		add("mode", strings.ToUpper(s.Mode))
-	}
-	add("reason", s.Reason)
-	for line := range strings.Lines(s.Disks) {
-		add("disk", strings.TrimSpace(line))
-	}
-	if s.Left > 0 {
-		add("update", tentative(s))
-	}
-	return out
-}
-
-// nextStep is the command for whoever reads the code. The installer claims on its way.
-func nextStep(s State) string {
-	if s.Mode == "installer" {
-		return "capsulectl install "
-	}
-	return "capsulectl claim "
-}
-
-// breakable lets a fingerprint go on in the next line, in equal pieces.
-func breakable(fingerprint string, width int) string {
-	groups := strings.SplitAfter(fingerprint, ":")
-	each := 8
-	if each*5 > width {
-		each = 4
-	}
-	var b strings.Builder
-	for i, group := range groups {
-		if i > 0 && i%each == 0 {
-			b.WriteByte(' ')
-		}
-		b.WriteString(group)
-	}
-	return b.String()
 }
 
 // tentative says what becomes of a system that isn't confirmed, and how to keep it.

@@ -80,6 +80,7 @@ func Run() {
 	m.step("watchdog", m.armSoftdog)
 	m.step("control groups", makeGroups)
 	m.step("kernel settings", tuneKernel)
+	m.step("keys", takeKeys)
 	m.boot, _ = disk.ReadBoot() // without it there's no PERM, which is a reason for recovery mode
 	m.step("modules", func() error { return m.modules.Load(first...) })
 	go m.drivers(ctx, signals)
@@ -188,6 +189,7 @@ func (m *machine) drivers(ctx context.Context, pressed chan<- os.Signal) {
 func (m *machine) live(signals <-chan os.Signal, notices <-chan string) shutdownKind {
 	tick := time.NewTicker(watchdog.Every)
 	defer tick.Stop()
+	var keys keys
 	for {
 		m.dog.Feed()
 		if m.judge() {
@@ -196,7 +198,12 @@ func (m *machine) live(signals <-chan os.Signal, notices <-chan string) shutdown
 		m.bless()
 		select {
 		case s := <-signals:
-			return kindOf(s)
+			if s != keysSignal {
+				return kindOf(s)
+			}
+			if m.confirmed(&keys) {
+				return restart
+			}
 		case text := <-notices:
 			m.hear(text)
 		case r := <-m.runs:

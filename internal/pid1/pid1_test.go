@@ -226,6 +226,10 @@ func TestLatestOrder(t *testing.T) {
 	if got := latest(powerOff, signals); got != restart {
 		t.Errorf("a restart asked for last: %v", got)
 	}
+	signals <- keysSignal
+	if got := latest(powerOff, signals); got != powerOff {
+		t.Errorf("Ctrl-Alt-Del pressed once: %v", got)
+	}
 }
 
 // Where the environment of workloads passes on its way to runc, no disk is.

@@ -133,7 +133,9 @@ func latest(kind shutdownKind, signals <-chan os.Signal) shutdownKind {
 	for {
 		select {
 		case s := <-signals:
-			kind = kindOf(s)
+			if s != keysSignal { // which nobody has confirmed
+				kind = kindOf(s)
+			}
 		default:
 			return kind
 		}

@@ -22,6 +22,9 @@ var settings = []setting{
 	{"/proc/sys/kernel/panic", "10"},
 	{"/proc/sys/kernel/panic_on_oops", "1"},
 	{"/proc/sys/kernel/kptr_restrict", "1"},
+	// Whoever stands before the machine must not restart it by a single key (SysRq-B),
+	// nor by a break on the serial line.
+	{"/proc/sys/kernel/sysrq", "0"},
 	// Many containers that each watch files share these.
 	{"/proc/sys/fs/inotify/max_user_instances", "1024"},
 	{"/proc/sys/fs/inotify/max_user_watches", "524288"},

@@ -8,6 +8,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	capsulev1 "capsule/api/capsule/v1"
+	"capsule/internal/problem"
 )
 
 // Machine is what the API asks of the machine around it.
@@ -41,6 +42,13 @@ type capsule struct {
 }
 
 func (s *capsule) Info(context.Context, *capsulev1.InfoRequest) (*capsulev1.InfoResponse, error) {
+	info, _, err := s.Overview()
+	return info, err
+}
+
+// Overview is the machine and how it is, with all objects that are declared. It waits
+// for no part that may hang.
+func (s *Options) Overview() (*capsulev1.InfoResponse, []*capsulev1.Object, error) {
 	info := s.Machine.Info()
 	info.Mode, info.ModeReason = s.Machine.Mode()
 	m := memory()
@@ -57,10 +65,11 @@ func (s *capsule) Info(context.Context, *capsulev1.InfoRequest) (*capsulev1.Info
 			s.Log.Warn("read the pool", "error", err) // all else is worth an answer
 		}
 	}
+	var objs []*capsulev1.Object
 	if s.Store != nil {
-		objs, err := s.Store.List("")
-		if err != nil {
-			return nil, err
+		var err error
+		if objs, err = s.Store.List(""); err != nil {
+			return nil, nil, err
 		}
 		for _, o := range objs {
 			if o.GetWorkload() == nil {
@@ -73,7 +82,8 @@ func (s *capsule) Info(context.Context, *capsulev1.InfoRequest) (*capsulev1.Info
 			}
 		}
 	}
-	return info, nil
+	info.Problems = problem.Of(problem.Facts{Info: info, Objects: objs})
+	return info, objs, nil
 }
 
 // Reboot answers first: the end of the call's context is the sign that the

@@ -43,6 +43,7 @@ var verbs = map[string]func(ts *testscript.TestScript, neg bool, args []string){
 	"fetch":     fetch,
 	"grow":      grow,
 	"image":     image,
+	"keys":      keys,
 	"machine":   machine,
 	"registry":  startRegistry,
 	"prompt":    prompt,
@@ -52,6 +53,7 @@ var verbs = map[string]func(ts *testscript.TestScript, neg bool, args []string){
 	"medium":    medium,
 	"ondisk":    onDisk,
 	"same":      same,
+	"screen":    screen,
 	"cutduring": cutduring,
 	"terminal":  terminal,
 }

@@ -78,6 +78,125 @@ func (Mode) EnumDescriptor() ([]byte, []int) {
 	return file_capsule_v1_capsule_proto_rawDescGZIP(), []int{0}
 }
 
+// Severity of a problem.
+type Severity int32
+
+const (
+	Severity_SEVERITY_UNSPECIFIED Severity = 0
+	// Worth knowing; nothing has to be done.
+	Severity_SEVERITY_NOTE Severity = 1
+	// It works, and may not for long.
+	Severity_SEVERITY_WARNING Severity = 2
+	// Something does not work, or data is in danger.
+	Severity_SEVERITY_CRITICAL Severity = 3
+)
+
+// Enum value maps for Severity.
+var (
+	Severity_name = map[int32]string{
+		0: "SEVERITY_UNSPECIFIED",
+		1: "SEVERITY_NOTE",
+		2: "SEVERITY_WARNING",
+		3: "SEVERITY_CRITICAL",
+	}
+	Severity_value = map[string]int32{
+		"SEVERITY_UNSPECIFIED": 0,
+		"SEVERITY_NOTE":        1,
+		"SEVERITY_WARNING":     2,
+		"SEVERITY_CRITICAL":    3,
+	}
+)
+
+func (x Severity) Enum() *Severity {
+	p := new(Severity)
+	*p = x
+	return p
+}
+
+func (x Severity) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Severity) Descriptor() protoreflect.EnumDescriptor {
+	return file_capsule_v1_capsule_proto_enumTypes[1].Descriptor()
+}
+
+func (Severity) Type() protoreflect.EnumType {
+	return &file_capsule_v1_capsule_proto_enumTypes[1]
+}
+
+func (x Severity) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Severity.Descriptor instead.
+func (Severity) EnumDescriptor() ([]byte, []int) {
+	return file_capsule_v1_capsule_proto_rawDescGZIP(), []int{1}
+}
+
+// DiskState is what a disk says of its own health.
+type DiskState int32
+
+const (
+	DiskState_DISK_STATE_UNSPECIFIED DiskState = 0
+	// Not asked yet.
+	DiskState_DISK_STATE_PENDING DiskState = 1
+	// It tells nothing, as disks of virtual machines and many on USB.
+	DiskState_DISK_STATE_SILENT DiskState = 2
+	DiskState_DISK_STATE_GOOD   DiskState = 3
+	// It works, and has lost sectors or is worn.
+	DiskState_DISK_STATE_WORN DiskState = 4
+	// By its own word it fails, or is about to.
+	DiskState_DISK_STATE_FAILING DiskState = 5
+)
+
+// Enum value maps for DiskState.
+var (
+	DiskState_name = map[int32]string{
+		0: "DISK_STATE_UNSPECIFIED",
+		1: "DISK_STATE_PENDING",
+		2: "DISK_STATE_SILENT",
+		3: "DISK_STATE_GOOD",
+		4: "DISK_STATE_WORN",
+		5: "DISK_STATE_FAILING",
+	}
+	DiskState_value = map[string]int32{
+		"DISK_STATE_UNSPECIFIED": 0,
+		"DISK_STATE_PENDING":     1,
+		"DISK_STATE_SILENT":      2,
+		"DISK_STATE_GOOD":        3,
+		"DISK_STATE_WORN":        4,
+		"DISK_STATE_FAILING":     5,
+	}
+)
+
+func (x DiskState) Enum() *DiskState {
+	p := new(DiskState)
+	*p = x
+	return p
+}
+
+func (x DiskState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (DiskState) Descriptor() protoreflect.EnumDescriptor {
+	return file_capsule_v1_capsule_proto_enumTypes[2].Descriptor()
+}
+
+func (DiskState) Type() protoreflect.EnumType {
+	return &file_capsule_v1_capsule_proto_enumTypes[2]
+}
+
+func (x DiskState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use DiskState.Descriptor instead.
+func (DiskState) EnumDescriptor() ([]byte, []int) {
+	return file_capsule_v1_capsule_proto_rawDescGZIP(), []int{2}
+}
+
 type InfoRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -157,7 +276,24 @@ type InfoResponse struct {
 	// Present while the running system is not confirmed.
 	Tentative *TentativeSystem `protobuf:"bytes,25,opt,name=tentative,proto3" json:"tentative,omitempty"`
 	// Where the key of the secrets is: "key sealed to the TPM", or why on the disk.
-	Secrets       string `protobuf:"bytes,27,opt,name=secrets,proto3" json:"secrets,omitempty"`
+	Secrets string `protobuf:"bytes,27,opt,name=secrets,proto3" json:"secrets,omitempty"`
+	// What is degraded, the worst first.
+	Problems []*Problem `protobuf:"bytes,28,rep,name=problems,proto3" json:"problems,omitempty"`
+	// As the processor names itself; empty where it does not.
+	CpuModel string `protobuf:"bytes,29,opt,name=cpu_model,json=cpuModel,proto3" json:"cpu_model,omitempty"`
+	// Programs that ran or waited for a disk, on average over 1, 5 and 15 minutes.
+	Load []float64 `protobuf:"fixed64,30,rep,packed,name=load,proto3" json:"load,omitempty"`
+	// As they were read last, within a minute; those of disks are with the disks.
+	Temperatures []*Temperature `protobuf:"bytes,31,rep,name=temperatures,proto3" json:"temperatures,omitempty"`
+	// Disks that stay in the machine and those that can be pulled, by name.
+	Disks []*DiskHealth `protobuf:"bytes,32,rep,name=disks,proto3" json:"disks,omitempty"`
+	// Wired links that lead out, with an address or without.
+	Uplinks []*UplinkState `protobuf:"bytes,33,rep,name=uplinks,proto3" json:"uplinks,omitempty"`
+	// Servers that are asked for names.
+	NameServers []string    `protobuf:"bytes,34,rep,name=name_servers,json=nameServers,proto3" json:"name_servers,omitempty"`
+	Clock       *ClockState `protobuf:"bytes,35,opt,name=clock,proto3" json:"clock,omitempty"`
+	// "TPM 2.0", or the like; empty when there is none.
+	Tpm           string `protobuf:"bytes,36,opt,name=tpm,proto3" json:"tpm,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -374,6 +510,535 @@ func (x *InfoResponse) GetSecrets() string {
 	return ""
 }
 
+func (x *InfoResponse) GetProblems() []*Problem {
+	if x != nil {
+		return x.Problems
+	}
+	return nil
+}
+
+func (x *InfoResponse) GetCpuModel() string {
+	if x != nil {
+		return x.CpuModel
+	}
+	return ""
+}
+
+func (x *InfoResponse) GetLoad() []float64 {
+	if x != nil {
+		return x.Load
+	}
+	return nil
+}
+
+func (x *InfoResponse) GetTemperatures() []*Temperature {
+	if x != nil {
+		return x.Temperatures
+	}
+	return nil
+}
+
+func (x *InfoResponse) GetDisks() []*DiskHealth {
+	if x != nil {
+		return x.Disks
+	}
+	return nil
+}
+
+func (x *InfoResponse) GetUplinks() []*UplinkState {
+	if x != nil {
+		return x.Uplinks
+	}
+	return nil
+}
+
+func (x *InfoResponse) GetNameServers() []string {
+	if x != nil {
+		return x.NameServers
+	}
+	return nil
+}
+
+func (x *InfoResponse) GetClock() *ClockState {
+	if x != nil {
+		return x.Clock
+	}
+	return nil
+}
+
+func (x *InfoResponse) GetTpm() string {
+	if x != nil {
+		return x.Tpm
+	}
+	return ""
+}
+
+// Problem is one thing that is degraded.
+type Problem struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Severity Severity               `protobuf:"varint,1,opt,name=severity,proto3,enum=capsule.v1.Severity" json:"severity,omitempty"`
+	// For programs, stays the same while the sentence changes: "pool", "disk/sda",
+	// "workload/web".
+	Id string `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	// One sentence.
+	What string `protobuf:"bytes,3,opt,name=what,proto3" json:"what,omitempty"`
+	// What the operator can do, in a sentence or as a command.
+	Next          string `protobuf:"bytes,4,opt,name=next,proto3" json:"next,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Problem) Reset() {
+	*x = Problem{}
+	mi := &file_capsule_v1_capsule_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Problem) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Problem) ProtoMessage() {}
+
+func (x *Problem) ProtoReflect() protoreflect.Message {
+	mi := &file_capsule_v1_capsule_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Problem.ProtoReflect.Descriptor instead.
+func (*Problem) Descriptor() ([]byte, []int) {
+	return file_capsule_v1_capsule_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Problem) GetSeverity() Severity {
+	if x != nil {
+		return x.Severity
+	}
+	return Severity_SEVERITY_UNSPECIFIED
+}
+
+func (x *Problem) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Problem) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *Problem) GetNext() string {
+	if x != nil {
+		return x.Next
+	}
+	return ""
+}
+
+// Temperature of one sensor.
+type Temperature struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "coretemp: Package id 0".
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Degrees Celsius.
+	Celsius float64 `protobuf:"fixed64,2,opt,name=celsius,proto3" json:"celsius,omitempty"`
+	// Above which the maker says that it is too hot; 0 when it says nothing.
+	Critical      float64 `protobuf:"fixed64,3,opt,name=critical,proto3" json:"critical,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Temperature) Reset() {
+	*x = Temperature{}
+	mi := &file_capsule_v1_capsule_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Temperature) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Temperature) ProtoMessage() {}
+
+func (x *Temperature) ProtoReflect() protoreflect.Message {
+	mi := &file_capsule_v1_capsule_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Temperature.ProtoReflect.Descriptor instead.
+func (*Temperature) Descriptor() ([]byte, []int) {
+	return file_capsule_v1_capsule_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Temperature) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Temperature) GetCelsius() float64 {
+	if x != nil {
+		return x.Celsius
+	}
+	return 0
+}
+
+func (x *Temperature) GetCritical() float64 {
+	if x != nil {
+		return x.Critical
+	}
+	return 0
+}
+
+// DiskHealth is a disk as its label names it, and how it is.
+type DiskHealth struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of this boot: "nvme0n1".
+	Name   string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Model  string `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`
+	Serial string `protobuf:"bytes,3,opt,name=serial,proto3" json:"serial,omitempty"`
+	// Bytes.
+	Size  uint64    `protobuf:"varint,4,opt,name=size,proto3" json:"size,omitempty"`
+	State DiskState `protobuf:"varint,5,opt,name=state,proto3,enum=capsule.v1.DiskState" json:"state,omitempty"`
+	// One sentence on the state.
+	Message string `protobuf:"bytes,6,opt,name=message,proto3" json:"message,omitempty"`
+	// When it was asked last; a disk that sleeps is left to.
+	CheckedAt *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=checked_at,json=checkedAt,proto3" json:"checked_at,omitempty"`
+	Asleep    bool                   `protobuf:"varint,8,opt,name=asleep,proto3" json:"asleep,omitempty"`
+	// Degrees Celsius; 0 when it tells none.
+	Celsius int32 `protobuf:"varint,9,opt,name=celsius,proto3" json:"celsius,omitempty"`
+	// It was on for so long in its life.
+	PowerOnHours uint64 `protobuf:"varint,10,opt,name=power_on_hours,json=powerOnHours,proto3" json:"power_on_hours,omitempty"`
+	// Percent of its life that is used up, by the maker's measure; above 100 it is
+	// worn out. Absent for disks without such a measure.
+	UsedPercent *uint32 `protobuf:"varint,11,opt,name=used_percent,json=usedPercent,proto3,oneof" json:"used_percent,omitempty"`
+	// Sectors that were replaced, and those that can't be read now.
+	ReallocatedSectors uint64 `protobuf:"varint,12,opt,name=reallocated_sectors,json=reallocatedSectors,proto3" json:"reallocated_sectors,omitempty"`
+	PendingSectors     uint64 `protobuf:"varint,13,opt,name=pending_sectors,json=pendingSectors,proto3" json:"pending_sectors,omitempty"`
+	// Errors of the medium in its life; NVMe only.
+	MediaErrors uint64 `protobuf:"varint,14,opt,name=media_errors,json=mediaErrors,proto3" json:"media_errors,omitempty"`
+	Removable   bool   `protobuf:"varint,15,opt,name=removable,proto3" json:"removable,omitempty"`
+	// The capsule runs from it.
+	System        bool `protobuf:"varint,16,opt,name=system,proto3" json:"system,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiskHealth) Reset() {
+	*x = DiskHealth{}
+	mi := &file_capsule_v1_capsule_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiskHealth) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiskHealth) ProtoMessage() {}
+
+func (x *DiskHealth) ProtoReflect() protoreflect.Message {
+	mi := &file_capsule_v1_capsule_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiskHealth.ProtoReflect.Descriptor instead.
+func (*DiskHealth) Descriptor() ([]byte, []int) {
+	return file_capsule_v1_capsule_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *DiskHealth) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DiskHealth) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *DiskHealth) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *DiskHealth) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *DiskHealth) GetState() DiskState {
+	if x != nil {
+		return x.State
+	}
+	return DiskState_DISK_STATE_UNSPECIFIED
+}
+
+func (x *DiskHealth) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *DiskHealth) GetCheckedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CheckedAt
+	}
+	return nil
+}
+
+func (x *DiskHealth) GetAsleep() bool {
+	if x != nil {
+		return x.Asleep
+	}
+	return false
+}
+
+func (x *DiskHealth) GetCelsius() int32 {
+	if x != nil {
+		return x.Celsius
+	}
+	return 0
+}
+
+func (x *DiskHealth) GetPowerOnHours() uint64 {
+	if x != nil {
+		return x.PowerOnHours
+	}
+	return 0
+}
+
+func (x *DiskHealth) GetUsedPercent() uint32 {
+	if x != nil && x.UsedPercent != nil {
+		return *x.UsedPercent
+	}
+	return 0
+}
+
+func (x *DiskHealth) GetReallocatedSectors() uint64 {
+	if x != nil {
+		return x.ReallocatedSectors
+	}
+	return 0
+}
+
+func (x *DiskHealth) GetPendingSectors() uint64 {
+	if x != nil {
+		return x.PendingSectors
+	}
+	return 0
+}
+
+func (x *DiskHealth) GetMediaErrors() uint64 {
+	if x != nil {
+		return x.MediaErrors
+	}
+	return 0
+}
+
+func (x *DiskHealth) GetRemovable() bool {
+	if x != nil {
+		return x.Removable
+	}
+	return false
+}
+
+func (x *DiskHealth) GetSystem() bool {
+	if x != nil {
+		return x.System
+	}
+	return false
+}
+
+// UplinkState is one wired link.
+type UplinkState struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "enp1s0".
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// With prefix.
+	Addresses       []string `protobuf:"bytes,2,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	HardwareAddress string   `protobuf:"bytes,3,opt,name=hardware_address,json=hardwareAddress,proto3" json:"hardware_address,omitempty"`
+	// A cable is in, with something at its other end.
+	Carrier bool `protobuf:"varint,4,opt,name=carrier,proto3" json:"carrier,omitempty"`
+	// Megabits a second; 0 when the driver does not tell.
+	Speed         uint32 `protobuf:"varint,5,opt,name=speed,proto3" json:"speed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UplinkState) Reset() {
+	*x = UplinkState{}
+	mi := &file_capsule_v1_capsule_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UplinkState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UplinkState) ProtoMessage() {}
+
+func (x *UplinkState) ProtoReflect() protoreflect.Message {
+	mi := &file_capsule_v1_capsule_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UplinkState.ProtoReflect.Descriptor instead.
+func (*UplinkState) Descriptor() ([]byte, []int) {
+	return file_capsule_v1_capsule_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *UplinkState) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *UplinkState) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *UplinkState) GetHardwareAddress() string {
+	if x != nil {
+		return x.HardwareAddress
+	}
+	return ""
+}
+
+func (x *UplinkState) GetCarrier() bool {
+	if x != nil {
+		return x.Carrier
+	}
+	return false
+}
+
+func (x *UplinkState) GetSpeed() uint32 {
+	if x != nil {
+		return x.Speed
+	}
+	return 0
+}
+
+// ClockState is what the capsule knows of its clock's error.
+type ClockState struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// That answered last.
+	Server string `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`
+	// The clock was behind by so much then, and was set right; negative: ahead.
+	Offset    *durationpb.Duration   `protobuf:"bytes,2,opt,name=offset,proto3" json:"offset,omitempty"`
+	CheckedAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=checked_at,json=checkedAt,proto3" json:"checked_at,omitempty"`
+	// Why there is no answer now; empty when there is.
+	Error         string `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClockState) Reset() {
+	*x = ClockState{}
+	mi := &file_capsule_v1_capsule_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClockState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClockState) ProtoMessage() {}
+
+func (x *ClockState) ProtoReflect() protoreflect.Message {
+	mi := &file_capsule_v1_capsule_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClockState.ProtoReflect.Descriptor instead.
+func (*ClockState) Descriptor() ([]byte, []int) {
+	return file_capsule_v1_capsule_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ClockState) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *ClockState) GetOffset() *durationpb.Duration {
+	if x != nil {
+		return x.Offset
+	}
+	return nil
+}
+
+func (x *ClockState) GetCheckedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CheckedAt
+	}
+	return nil
+}
+
+func (x *ClockState) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
 type CapsuleServiceLogsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// "capsuled", "pid1", "containerd", "kernel", "boots" for where boots begin and how
@@ -392,7 +1057,7 @@ type CapsuleServiceLogsRequest struct {
 
 func (x *CapsuleServiceLogsRequest) Reset() {
 	*x = CapsuleServiceLogsRequest{}
-	mi := &file_capsule_v1_capsule_proto_msgTypes[2]
+	mi := &file_capsule_v1_capsule_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -404,7 +1069,7 @@ func (x *CapsuleServiceLogsRequest) String() string {
 func (*CapsuleServiceLogsRequest) ProtoMessage() {}
 
 func (x *CapsuleServiceLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_v1_capsule_proto_msgTypes[2]
+	mi := &file_capsule_v1_capsule_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -417,7 +1082,7 @@ func (x *CapsuleServiceLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CapsuleServiceLogsRequest.ProtoReflect.Descriptor instead.
 func (*CapsuleServiceLogsRequest) Descriptor() ([]byte, []int) {
-	return file_capsule_v1_capsule_proto_rawDescGZIP(), []int{2}
+	return file_capsule_v1_capsule_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *CapsuleServiceLogsRequest) GetService() string {
@@ -467,7 +1132,7 @@ type CapsuleServiceLogsResponse struct {
 
 func (x *CapsuleServiceLogsResponse) Reset() {
 	*x = CapsuleServiceLogsResponse{}
-	mi := &file_capsule_v1_capsule_proto_msgTypes[3]
+	mi := &file_capsule_v1_capsule_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -479,7 +1144,7 @@ func (x *CapsuleServiceLogsResponse) String() string {
 func (*CapsuleServiceLogsResponse) ProtoMessage() {}
 
 func (x *CapsuleServiceLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_v1_capsule_proto_msgTypes[3]
+	mi := &file_capsule_v1_capsule_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -492,7 +1157,7 @@ func (x *CapsuleServiceLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CapsuleServiceLogsResponse.ProtoReflect.Descriptor instead.
 func (*CapsuleServiceLogsResponse) Descriptor() ([]byte, []int) {
-	return file_capsule_v1_capsule_proto_rawDescGZIP(), []int{3}
+	return file_capsule_v1_capsule_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *CapsuleServiceLogsResponse) GetTime() *timestamppb.Timestamp {
@@ -524,7 +1189,7 @@ type RebootRequest struct {
 
 func (x *RebootRequest) Reset() {
 	*x = RebootRequest{}
-	mi := &file_capsule_v1_capsule_proto_msgTypes[4]
+	mi := &file_capsule_v1_capsule_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -536,7 +1201,7 @@ func (x *RebootRequest) String() string {
 func (*RebootRequest) ProtoMessage() {}
 
 func (x *RebootRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_v1_capsule_proto_msgTypes[4]
+	mi := &file_capsule_v1_capsule_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -549,7 +1214,7 @@ func (x *RebootRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebootRequest.ProtoReflect.Descriptor instead.
 func (*RebootRequest) Descriptor() ([]byte, []int) {
-	return file_capsule_v1_capsule_proto_rawDescGZIP(), []int{4}
+	return file_capsule_v1_capsule_proto_rawDescGZIP(), []int{9}
 }
 
 type RebootResponse struct {
@@ -560,7 +1225,7 @@ type RebootResponse struct {
 
 func (x *RebootResponse) Reset() {
 	*x = RebootResponse{}
-	mi := &file_capsule_v1_capsule_proto_msgTypes[5]
+	mi := &file_capsule_v1_capsule_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -572,7 +1237,7 @@ func (x *RebootResponse) String() string {
 func (*RebootResponse) ProtoMessage() {}
 
 func (x *RebootResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_v1_capsule_proto_msgTypes[5]
+	mi := &file_capsule_v1_capsule_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -585,7 +1250,7 @@ func (x *RebootResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebootResponse.ProtoReflect.Descriptor instead.
 func (*RebootResponse) Descriptor() ([]byte, []int) {
-	return file_capsule_v1_capsule_proto_rawDescGZIP(), []int{5}
+	return file_capsule_v1_capsule_proto_rawDescGZIP(), []int{10}
 }
 
 type ShutdownRequest struct {
@@ -596,7 +1261,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_capsule_v1_capsule_proto_msgTypes[6]
+	mi := &file_capsule_v1_capsule_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -608,7 +1273,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_v1_capsule_proto_msgTypes[6]
+	mi := &file_capsule_v1_capsule_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -621,7 +1286,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_capsule_v1_capsule_proto_rawDescGZIP(), []int{6}
+	return file_capsule_v1_capsule_proto_rawDescGZIP(), []int{11}
 }
 
 type ShutdownResponse struct {
@@ -632,7 +1297,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_capsule_v1_capsule_proto_msgTypes[7]
+	mi := &file_capsule_v1_capsule_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -644,7 +1309,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_v1_capsule_proto_msgTypes[7]
+	mi := &file_capsule_v1_capsule_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -657,7 +1322,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_capsule_v1_capsule_proto_rawDescGZIP(), []int{7}
+	return file_capsule_v1_capsule_proto_rawDescGZIP(), []int{12}
 }
 
 type RestartServiceRequest struct {
@@ -670,7 +1335,7 @@ type RestartServiceRequest struct {
 
 func (x *RestartServiceRequest) Reset() {
 	*x = RestartServiceRequest{}
-	mi := &file_capsule_v1_capsule_proto_msgTypes[8]
+	mi := &file_capsule_v1_capsule_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -682,7 +1347,7 @@ func (x *RestartServiceRequest) String() string {
 func (*RestartServiceRequest) ProtoMessage() {}
 
 func (x *RestartServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_v1_capsule_proto_msgTypes[8]
+	mi := &file_capsule_v1_capsule_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -695,7 +1360,7 @@ func (x *RestartServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartServiceRequest.ProtoReflect.Descriptor instead.
 func (*RestartServiceRequest) Descriptor() ([]byte, []int) {
-	return file_capsule_v1_capsule_proto_rawDescGZIP(), []int{8}
+	return file_capsule_v1_capsule_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RestartServiceRequest) GetService() string {
@@ -713,7 +1378,7 @@ type RestartServiceResponse struct {
 
 func (x *RestartServiceResponse) Reset() {
 	*x = RestartServiceResponse{}
-	mi := &file_capsule_v1_capsule_proto_msgTypes[9]
+	mi := &file_capsule_v1_capsule_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -725,7 +1390,7 @@ func (x *RestartServiceResponse) String() string {
 func (*RestartServiceResponse) ProtoMessage() {}
 
 func (x *RestartServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_v1_capsule_proto_msgTypes[9]
+	mi := &file_capsule_v1_capsule_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -738,7 +1403,7 @@ func (x *RestartServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartServiceResponse.ProtoReflect.Descriptor instead.
 func (*RestartServiceResponse) Descriptor() ([]byte, []int) {
-	return file_capsule_v1_capsule_proto_rawDescGZIP(), []int{9}
+	return file_capsule_v1_capsule_proto_rawDescGZIP(), []int{14}
 }
 
 type ConfirmNetworkRequest struct {
@@ -753,7 +1418,7 @@ type ConfirmNetworkRequest struct {
 
 func (x *ConfirmNetworkRequest) Reset() {
 	*x = ConfirmNetworkRequest{}
-	mi := &file_capsule_v1_capsule_proto_msgTypes[10]
+	mi := &file_capsule_v1_capsule_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -765,7 +1430,7 @@ func (x *ConfirmNetworkRequest) String() string {
 func (*ConfirmNetworkRequest) ProtoMessage() {}
 
 func (x *ConfirmNetworkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_v1_capsule_proto_msgTypes[10]
+	mi := &file_capsule_v1_capsule_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -778,7 +1443,7 @@ func (x *ConfirmNetworkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmNetworkRequest.ProtoReflect.Descriptor instead.
 func (*ConfirmNetworkRequest) Descriptor() ([]byte, []int) {
-	return file_capsule_v1_capsule_proto_rawDescGZIP(), []int{10}
+	return file_capsule_v1_capsule_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ConfirmNetworkRequest) GetGeneration() uint64 {
@@ -807,7 +1472,7 @@ type ConfirmNetworkResponse struct {
 
 func (x *ConfirmNetworkResponse) Reset() {
 	*x = ConfirmNetworkResponse{}
-	mi := &file_capsule_v1_capsule_proto_msgTypes[11]
+	mi := &file_capsule_v1_capsule_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -819,7 +1484,7 @@ func (x *ConfirmNetworkResponse) String() string {
 func (*ConfirmNetworkResponse) ProtoMessage() {}
 
 func (x *ConfirmNetworkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_v1_capsule_proto_msgTypes[11]
+	mi := &file_capsule_v1_capsule_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -832,7 +1497,7 @@ func (x *ConfirmNetworkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmNetworkResponse.ProtoReflect.Descriptor instead.
 func (*ConfirmNetworkResponse) Descriptor() ([]byte, []int) {
-	return file_capsule_v1_capsule_proto_rawDescGZIP(), []int{11}
+	return file_capsule_v1_capsule_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ConfirmNetworkResponse) GetProof() []byte {
@@ -862,7 +1527,7 @@ type AuditRequest struct {
 
 func (x *AuditRequest) Reset() {
 	*x = AuditRequest{}
-	mi := &file_capsule_v1_capsule_proto_msgTypes[12]
+	mi := &file_capsule_v1_capsule_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -874,7 +1539,7 @@ func (x *AuditRequest) String() string {
 func (*AuditRequest) ProtoMessage() {}
 
 func (x *AuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_v1_capsule_proto_msgTypes[12]
+	mi := &file_capsule_v1_capsule_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -887,7 +1552,7 @@ func (x *AuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditRequest.ProtoReflect.Descriptor instead.
 func (*AuditRequest) Descriptor() ([]byte, []int) {
-	return file_capsule_v1_capsule_proto_rawDescGZIP(), []int{12}
+	return file_capsule_v1_capsule_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *AuditRequest) GetFollow() bool {
@@ -941,7 +1606,7 @@ type AuditResponse struct {
 
 func (x *AuditResponse) Reset() {
 	*x = AuditResponse{}
-	mi := &file_capsule_v1_capsule_proto_msgTypes[13]
+	mi := &file_capsule_v1_capsule_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -953,7 +1618,7 @@ func (x *AuditResponse) String() string {
 func (*AuditResponse) ProtoMessage() {}
 
 func (x *AuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_capsule_v1_capsule_proto_msgTypes[13]
+	mi := &file_capsule_v1_capsule_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -966,7 +1631,7 @@ func (x *AuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditResponse.ProtoReflect.Descriptor instead.
 func (*AuditResponse) Descriptor() ([]byte, []int) {
-	return file_capsule_v1_capsule_proto_rawDescGZIP(), []int{13}
+	return file_capsule_v1_capsule_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *AuditResponse) GetTime() *timestamppb.Timestamp {
@@ -1045,7 +1710,7 @@ const file_capsule_v1_capsule_proto_rawDesc = "" +
 	"\n" +
 	"\x18capsule/v1/capsule.proto\x12\n" +
 	"capsule.v1\x1a\x18capsule/v1/options.proto\x1a\x17capsule/v1/update.proto\x1a\x1ecapsule/v1/volume_object.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\r\n" +
-	"\vInfoRequest\"\x8f\a\n" +
+	"\vInfoRequest\"\xf2\t\n" +
 	"\fInfoResponse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x18\n" +
@@ -1075,7 +1740,59 @@ const file_capsule_v1_capsule_proto_rawDesc = "" +
 	"\x0evirtualization\x18\x17 \x01(\tR\x0evirtualization\x12$\n" +
 	"\x04pool\x18\x18 \x01(\v2\x10.capsule.v1.PoolR\x04pool\x129\n" +
 	"\ttentative\x18\x19 \x01(\v2\x1b.capsule.v1.TentativeSystemR\ttentative\x12\x18\n" +
-	"\asecrets\x18\x1b \x01(\tR\asecrets\"\xb0\x01\n" +
+	"\asecrets\x18\x1b \x01(\tR\asecrets\x12/\n" +
+	"\bproblems\x18\x1c \x03(\v2\x13.capsule.v1.ProblemR\bproblems\x12\x1b\n" +
+	"\tcpu_model\x18\x1d \x01(\tR\bcpuModel\x12\x12\n" +
+	"\x04load\x18\x1e \x03(\x01R\x04load\x12;\n" +
+	"\ftemperatures\x18\x1f \x03(\v2\x17.capsule.v1.TemperatureR\ftemperatures\x12,\n" +
+	"\x05disks\x18  \x03(\v2\x16.capsule.v1.DiskHealthR\x05disks\x121\n" +
+	"\auplinks\x18! \x03(\v2\x17.capsule.v1.UplinkStateR\auplinks\x12!\n" +
+	"\fname_servers\x18\" \x03(\tR\vnameServers\x12,\n" +
+	"\x05clock\x18# \x01(\v2\x16.capsule.v1.ClockStateR\x05clock\x12\x10\n" +
+	"\x03tpm\x18$ \x01(\tR\x03tpm\"s\n" +
+	"\aProblem\x120\n" +
+	"\bseverity\x18\x01 \x01(\x0e2\x14.capsule.v1.SeverityR\bseverity\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x12\n" +
+	"\x04what\x18\x03 \x01(\tR\x04what\x12\x12\n" +
+	"\x04next\x18\x04 \x01(\tR\x04next\"W\n" +
+	"\vTemperature\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\acelsius\x18\x02 \x01(\x01R\acelsius\x12\x1a\n" +
+	"\bcritical\x18\x03 \x01(\x01R\bcritical\"\xa8\x04\n" +
+	"\n" +
+	"DiskHealth\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05model\x18\x02 \x01(\tR\x05model\x12\x16\n" +
+	"\x06serial\x18\x03 \x01(\tR\x06serial\x12\x12\n" +
+	"\x04size\x18\x04 \x01(\x04R\x04size\x12+\n" +
+	"\x05state\x18\x05 \x01(\x0e2\x15.capsule.v1.DiskStateR\x05state\x12\x18\n" +
+	"\amessage\x18\x06 \x01(\tR\amessage\x129\n" +
+	"\n" +
+	"checked_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\tcheckedAt\x12\x16\n" +
+	"\x06asleep\x18\b \x01(\bR\x06asleep\x12\x18\n" +
+	"\acelsius\x18\t \x01(\x05R\acelsius\x12$\n" +
+	"\x0epower_on_hours\x18\n" +
+	" \x01(\x04R\fpowerOnHours\x12&\n" +
+	"\fused_percent\x18\v \x01(\rH\x00R\vusedPercent\x88\x01\x01\x12/\n" +
+	"\x13reallocated_sectors\x18\f \x01(\x04R\x12reallocatedSectors\x12'\n" +
+	"\x0fpending_sectors\x18\r \x01(\x04R\x0ependingSectors\x12!\n" +
+	"\fmedia_errors\x18\x0e \x01(\x04R\vmediaErrors\x12\x1c\n" +
+	"\tremovable\x18\x0f \x01(\bR\tremovable\x12\x16\n" +
+	"\x06system\x18\x10 \x01(\bR\x06systemB\x0f\n" +
+	"\r_used_percent\"\x9a\x01\n" +
+	"\vUplinkState\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
+	"\taddresses\x18\x02 \x03(\tR\taddresses\x12)\n" +
+	"\x10hardware_address\x18\x03 \x01(\tR\x0fhardwareAddress\x12\x18\n" +
+	"\acarrier\x18\x04 \x01(\bR\acarrier\x12\x14\n" +
+	"\x05speed\x18\x05 \x01(\rR\x05speed\"\xa8\x01\n" +
+	"\n" +
+	"ClockState\x12\x16\n" +
+	"\x06server\x18\x01 \x01(\tR\x06server\x121\n" +
+	"\x06offset\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x06offset\x129\n" +
+	"\n" +
+	"checked_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tcheckedAt\x12\x14\n" +
+	"\x05error\x18\x04 \x01(\tR\x05error\"\xb0\x01\n" +
 	"\x19CapsuleServiceLogsRequest\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x16\n" +
 	"\x06follow\x18\x02 \x01(\bR\x06follow\x12\x12\n" +
@@ -1121,7 +1838,19 @@ const file_capsule_v1_capsule_proto_rawDesc = "" +
 	"\x10MODE_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vMODE_NORMAL\x10\x01\x12\x11\n" +
 	"\rMODE_RECOVERY\x10\x02\x12\x12\n" +
-	"\x0eMODE_INSTALLER\x10\x032\xc8\x04\n" +
+	"\x0eMODE_INSTALLER\x10\x03*d\n" +
+	"\bSeverity\x12\x18\n" +
+	"\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x11\n" +
+	"\rSEVERITY_NOTE\x10\x01\x12\x14\n" +
+	"\x10SEVERITY_WARNING\x10\x02\x12\x15\n" +
+	"\x11SEVERITY_CRITICAL\x10\x03*\x98\x01\n" +
+	"\tDiskState\x12\x1a\n" +
+	"\x16DISK_STATE_UNSPECIFIED\x10\x00\x12\x16\n" +
+	"\x12DISK_STATE_PENDING\x10\x01\x12\x15\n" +
+	"\x11DISK_STATE_SILENT\x10\x02\x12\x13\n" +
+	"\x0fDISK_STATE_GOOD\x10\x03\x12\x13\n" +
+	"\x0fDISK_STATE_WORN\x10\x04\x12\x16\n" +
+	"\x12DISK_STATE_FAILING\x10\x052\xc8\x04\n" +
 	"\x0eCapsuleService\x12?\n" +
 	"\x04Info\x12\x17.capsule.v1.InfoRequest\x1a\x18.capsule.v1.InfoResponse\"\x04\x88\xb5\x18\x01\x12]\n" +
 	"\x04Logs\x12%.capsule.v1.CapsuleServiceLogsRequest\x1a&.capsule.v1.CapsuleServiceLogsResponse\"\x04\x88\xb5\x18\x010\x01\x12E\n" +
@@ -1143,59 +1872,76 @@ func file_capsule_v1_capsule_proto_rawDescGZIP() []byte {
 	return file_capsule_v1_capsule_proto_rawDescData
 }
 
-var file_capsule_v1_capsule_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_capsule_v1_capsule_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_capsule_v1_capsule_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_capsule_v1_capsule_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_capsule_v1_capsule_proto_goTypes = []any{
 	(Mode)(0),                          // 0: capsule.v1.Mode
-	(*InfoRequest)(nil),                // 1: capsule.v1.InfoRequest
-	(*InfoResponse)(nil),               // 2: capsule.v1.InfoResponse
-	(*CapsuleServiceLogsRequest)(nil),  // 3: capsule.v1.CapsuleServiceLogsRequest
-	(*CapsuleServiceLogsResponse)(nil), // 4: capsule.v1.CapsuleServiceLogsResponse
-	(*RebootRequest)(nil),              // 5: capsule.v1.RebootRequest
-	(*RebootResponse)(nil),             // 6: capsule.v1.RebootResponse
-	(*ShutdownRequest)(nil),            // 7: capsule.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),           // 8: capsule.v1.ShutdownResponse
-	(*RestartServiceRequest)(nil),      // 9: capsule.v1.RestartServiceRequest
-	(*RestartServiceResponse)(nil),     // 10: capsule.v1.RestartServiceResponse
-	(*ConfirmNetworkRequest)(nil),      // 11: capsule.v1.ConfirmNetworkRequest
-	(*ConfirmNetworkResponse)(nil),     // 12: capsule.v1.ConfirmNetworkResponse
-	(*AuditRequest)(nil),               // 13: capsule.v1.AuditRequest
-	(*AuditResponse)(nil),              // 14: capsule.v1.AuditResponse
-	(*timestamppb.Timestamp)(nil),      // 15: google.protobuf.Timestamp
-	(*Pool)(nil),                       // 16: capsule.v1.Pool
-	(*TentativeSystem)(nil),            // 17: capsule.v1.TentativeSystem
-	(*durationpb.Duration)(nil),        // 18: google.protobuf.Duration
+	(Severity)(0),                      // 1: capsule.v1.Severity
+	(DiskState)(0),                     // 2: capsule.v1.DiskState
+	(*InfoRequest)(nil),                // 3: capsule.v1.InfoRequest
+	(*InfoResponse)(nil),               // 4: capsule.v1.InfoResponse
+	(*Problem)(nil),                    // 5: capsule.v1.Problem
+	(*Temperature)(nil),                // 6: capsule.v1.Temperature
+	(*DiskHealth)(nil),                 // 7: capsule.v1.DiskHealth
+	(*UplinkState)(nil),                // 8: capsule.v1.UplinkState
+	(*ClockState)(nil),                 // 9: capsule.v1.ClockState
+	(*CapsuleServiceLogsRequest)(nil),  // 10: capsule.v1.CapsuleServiceLogsRequest
+	(*CapsuleServiceLogsResponse)(nil), // 11: capsule.v1.CapsuleServiceLogsResponse
+	(*RebootRequest)(nil),              // 12: capsule.v1.RebootRequest
+	(*RebootResponse)(nil),             // 13: capsule.v1.RebootResponse
+	(*ShutdownRequest)(nil),            // 14: capsule.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),           // 15: capsule.v1.ShutdownResponse
+	(*RestartServiceRequest)(nil),      // 16: capsule.v1.RestartServiceRequest
+	(*RestartServiceResponse)(nil),     // 17: capsule.v1.RestartServiceResponse
+	(*ConfirmNetworkRequest)(nil),      // 18: capsule.v1.ConfirmNetworkRequest
+	(*ConfirmNetworkResponse)(nil),     // 19: capsule.v1.ConfirmNetworkResponse
+	(*AuditRequest)(nil),               // 20: capsule.v1.AuditRequest
+	(*AuditResponse)(nil),              // 21: capsule.v1.AuditResponse
+	(*timestamppb.Timestamp)(nil),      // 22: google.protobuf.Timestamp
+	(*Pool)(nil),                       // 23: capsule.v1.Pool
+	(*TentativeSystem)(nil),            // 24: capsule.v1.TentativeSystem
+	(*durationpb.Duration)(nil),        // 25: google.protobuf.Duration
 }
 var file_capsule_v1_capsule_proto_depIdxs = []int32{
 	0,  // 0: capsule.v1.InfoResponse.mode:type_name -> capsule.v1.Mode
-	15, // 1: capsule.v1.InfoResponse.booted_at:type_name -> google.protobuf.Timestamp
-	15, // 2: capsule.v1.InfoResponse.time:type_name -> google.protobuf.Timestamp
-	16, // 3: capsule.v1.InfoResponse.pool:type_name -> capsule.v1.Pool
-	17, // 4: capsule.v1.InfoResponse.tentative:type_name -> capsule.v1.TentativeSystem
-	15, // 5: capsule.v1.CapsuleServiceLogsRequest.since:type_name -> google.protobuf.Timestamp
-	15, // 6: capsule.v1.CapsuleServiceLogsResponse.time:type_name -> google.protobuf.Timestamp
-	15, // 7: capsule.v1.AuditRequest.since:type_name -> google.protobuf.Timestamp
-	15, // 8: capsule.v1.AuditResponse.time:type_name -> google.protobuf.Timestamp
-	18, // 9: capsule.v1.AuditResponse.duration:type_name -> google.protobuf.Duration
-	1,  // 10: capsule.v1.CapsuleService.Info:input_type -> capsule.v1.InfoRequest
-	3,  // 11: capsule.v1.CapsuleService.Logs:input_type -> capsule.v1.CapsuleServiceLogsRequest
-	5,  // 12: capsule.v1.CapsuleService.Reboot:input_type -> capsule.v1.RebootRequest
-	7,  // 13: capsule.v1.CapsuleService.Shutdown:input_type -> capsule.v1.ShutdownRequest
-	9,  // 14: capsule.v1.CapsuleService.RestartService:input_type -> capsule.v1.RestartServiceRequest
-	11, // 15: capsule.v1.CapsuleService.ConfirmNetwork:input_type -> capsule.v1.ConfirmNetworkRequest
-	13, // 16: capsule.v1.CapsuleService.Audit:input_type -> capsule.v1.AuditRequest
-	2,  // 17: capsule.v1.CapsuleService.Info:output_type -> capsule.v1.InfoResponse
-	4,  // 18: capsule.v1.CapsuleService.Logs:output_type -> capsule.v1.CapsuleServiceLogsResponse
-	6,  // 19: capsule.v1.CapsuleService.Reboot:output_type -> capsule.v1.RebootResponse
-	8,  // 20: capsule.v1.CapsuleService.Shutdown:output_type -> capsule.v1.ShutdownResponse
-	10, // 21: capsule.v1.CapsuleService.RestartService:output_type -> capsule.v1.RestartServiceResponse
-	12, // 22: capsule.v1.CapsuleService.ConfirmNetwork:output_type -> capsule.v1.ConfirmNetworkResponse
-	14, // 23: capsule.v1.CapsuleService.Audit:output_type -> capsule.v1.AuditResponse
-	17, // [17:24] is the sub-list for method output_type
-	10, // [10:17] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	22, // 1: capsule.v1.InfoResponse.booted_at:type_name -> google.protobuf.Timestamp
+	22, // 2: capsule.v1.InfoResponse.time:type_name -> google.protobuf.Timestamp
+	23, // 3: capsule.v1.InfoResponse.pool:type_name -> capsule.v1.Pool
+	24, // 4: capsule.v1.InfoResponse.tentative:type_name -> capsule.v1.TentativeSystem
+	5,  // 5: capsule.v1.InfoResponse.problems:type_name -> capsule.v1.Problem
+	6,  // 6: capsule.v1.InfoResponse.temperatures:type_name -> capsule.v1.Temperature
+	7,  // 7: capsule.v1.InfoResponse.disks:type_name -> capsule.v1.DiskHealth
+	8,  // 8: capsule.v1.InfoResponse.uplinks:type_name -> capsule.v1.UplinkState
+	9,  // 9: capsule.v1.InfoResponse.clock:type_name -> capsule.v1.ClockState
+	1,  // 10: capsule.v1.Problem.severity:type_name -> capsule.v1.Severity
+	2,  // 11: capsule.v1.DiskHealth.state:type_name -> capsule.v1.DiskState
+	22, // 12: capsule.v1.DiskHealth.checked_at:type_name -> google.protobuf.Timestamp
+	25, // 13: capsule.v1.ClockState.offset:type_name -> google.protobuf.Duration
+	22, // 14: capsule.v1.ClockState.checked_at:type_name -> google.protobuf.Timestamp
+	22, // 15: capsule.v1.CapsuleServiceLogsRequest.since:type_name -> google.protobuf.Timestamp
+	22, // 16: capsule.v1.CapsuleServiceLogsResponse.time:type_name -> google.protobuf.Timestamp
+	22, // 17: capsule.v1.AuditRequest.since:type_name -> google.protobuf.Timestamp
+	22, // 18: capsule.v1.AuditResponse.time:type_name -> google.protobuf.Timestamp
+	25, // 19: capsule.v1.AuditResponse.duration:type_name -> google.protobuf.Duration
+	3,  // 20: capsule.v1.CapsuleService.Info:input_type -> capsule.v1.InfoRequest
+	10, // 21: capsule.v1.CapsuleService.Logs:input_type -> capsule.v1.CapsuleServiceLogsRequest
+	12, // 22: capsule.v1.CapsuleService.Reboot:input_type -> capsule.v1.RebootRequest
+	14, // 23: capsule.v1.CapsuleService.Shutdown:input_type -> capsule.v1.ShutdownRequest
+	16, // 24: capsule.v1.CapsuleService.RestartService:input_type -> capsule.v1.RestartServiceRequest
+	18, // 25: capsule.v1.CapsuleService.ConfirmNetwork:input_type -> capsule.v1.ConfirmNetworkRequest
+	20, // 26: capsule.v1.CapsuleService.Audit:input_type -> capsule.v1.AuditRequest
+	4,  // 27: capsule.v1.CapsuleService.Info:output_type -> capsule.v1.InfoResponse
+	11, // 28: capsule.v1.CapsuleService.Logs:output_type -> capsule.v1.CapsuleServiceLogsResponse
+	13, // 29: capsule.v1.CapsuleService.Reboot:output_type -> capsule.v1.RebootResponse
+	15, // 30: capsule.v1.CapsuleService.Shutdown:output_type -> capsule.v1.ShutdownResponse
+	17, // 31: capsule.v1.CapsuleService.RestartService:output_type -> capsule.v1.RestartServiceResponse
+	19, // 32: capsule.v1.CapsuleService.ConfirmNetwork:output_type -> capsule.v1.ConfirmNetworkResponse
+	21, // 33: capsule.v1.CapsuleService.Audit:output_type -> capsule.v1.AuditResponse
+	27, // [27:34] is the sub-list for method output_type
+	20, // [20:27] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_capsule_v1_capsule_proto_init() }
@@ -1206,13 +1952,14 @@ func file_capsule_v1_capsule_proto_init() {
 	file_capsule_v1_options_proto_init()
 	file_capsule_v1_update_proto_init()
 	file_capsule_v1_volume_object_proto_init()
+	file_capsule_v1_capsule_proto_msgTypes[4].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_capsule_v1_capsule_proto_rawDesc), len(file_capsule_v1_capsule_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   14,
+			NumEnums:      3,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
