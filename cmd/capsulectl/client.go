@@ -37,6 +37,7 @@ type client struct {
 	events    capsulev1.EventServiceClient
 	stats     capsulev1.StatsServiceClient
 	tokens    capsulev1.TokenServiceClient
+	support   capsulev1.SupportServiceClient
 }
 
 // dial gives the connection to the capsule that is meant, made once.
@@ -86,6 +87,7 @@ func (a *app) dial() (*client, error) {
 		events:    capsulev1.NewEventServiceClient(conn),
 		stats:     capsulev1.NewStatsServiceClient(conn),
 		tokens:    capsulev1.NewTokenServiceClient(conn),
+		support:   capsulev1.NewSupportServiceClient(conn),
 	}
 	return a.client, nil
 }
