@@ -41,7 +41,7 @@ func TestText(t *testing.T) {
 		"root:$6$salt$abcdefghijk:1":                                 "root:(removed):1",
 		"using ghp_abcdefghijklmnopqrstuvwx":                         "using (removed)",
 		"before\n" + pem + "\nafter":                                 "before\n(removed)\nafter",
-		`k="` + strings.ReplaceAll(pem, "\n", `\n`) + `"`:             `k="(removed)"`,
+		`k="` + strings.ReplaceAll(pem, "\n", `\n`) + `"`:            `k="(removed)"`,
 		pem[:60]: Removed,
 		pem[40:]: Removed,
 		"\n\n":   "\n\n",
