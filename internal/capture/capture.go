@@ -203,6 +203,7 @@ func (c *Capture) Run(ctx context.Context, send func([]byte) error) (End, error)
 	defer c.conn.Close()
 	timed, cancel := context.WithTimeout(ctx, c.options.Duration)
 	defer cancel()
+	defer context.AfterFunc(timed, func() { _ = c.conn.SetReadDeadline(time.Unix(0, 1)) })() // wakes who waits for a packet
 	packets := make(chan packet, waitingMax)
 	failed := make(chan error, 1)
 	go func() { failed <- c.receive(timed, packets) }()
@@ -234,11 +235,22 @@ func (c *Capture) Run(ctx context.Context, send func([]byte) error) (End, error)
 // receive gives packets until ctx ends, which is no error.
 func (c *Capture) receive(ctx context.Context, packets chan<- packet) error {
 	defer close(packets)
+	wire, err := c.conn.SyscallConn()
+	if err != nil {
+		return err
+	}
 	buffer, control := make([]byte, c.options.PacketBytes), make([]byte, 256)
 	for {
+		var n, controls int
+		var from unix.Sockaddr
 		// MSG_TRUNC: the length is that of the packet, also where the buffer is shorter.
-		n, controls, _, from, err := c.conn.Recvmsg(ctx, buffer, control, unix.MSG_TRUNC)
-		switch {
+		waited := wire.Read(func(fd uintptr) bool {
+			for err = unix.EINTR; errors.Is(err, unix.EINTR); {
+				n, controls, _, from, err = unix.Recvmsg(int(fd), buffer, control, unix.MSG_TRUNC)
+			}
+			return !errors.Is(err, unix.EAGAIN)
+		})
+		switch err := errors.Join(waited, err); {
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, unix.ENETDOWN): // and may come up again

@@ -222,8 +222,8 @@ func TestWithout(t *testing.T) {
 		}
 	}
 	var data []byte
-	if _, err := c.Run(t.Context(), func(b []byte) error { data = append(data, b...); return nil }); err != nil {
-		t.Fatal(err)
+	if end, err := c.Run(t.Context(), func(b []byte) error { data = append(data, b...); return nil }); err != nil || end.Packets != 2 {
+		t.Fatalf("%+v, %v", end, err)
 	}
 	for _, r := range read(t, data) {
 		tcp := r.packet.Layer(layers.LayerTypeTCP).(*layers.TCP)
@@ -233,9 +233,24 @@ func TestWithout(t *testing.T) {
 	}
 }
 
-// A caller that goes ends it, and so does one that takes nothing any more.
+// A caller that goes ends it, and so does one that takes nothing any more, at once:
+// also where no packet comes.
 func TestEnds(t *testing.T) {
 	neighbour(t)
+	begun := time.Now()
+	defer func() {
+		if took := time.Since(begun); took > DurationDefault/2 {
+			t.Errorf("it took %v", took)
+		}
+	}()
+	quiet, leave := context.WithCancel(t.Context())
+	q, err := Open(Options{Link: "lan", Filter: "udp port 1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := q.Run(quiet, func([]byte) error { leave(); return nil }); !errors.Is(err, context.Canceled) {
+		t.Errorf("a caller that goes while nothing comes: %v", err)
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	c, err := Open(Options{Link: "lan"})
 	if err != nil {
