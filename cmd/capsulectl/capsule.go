@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -12,6 +11,7 @@ import (
 func newCapsuleCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{Use: "capsule", Short: "Look after the machine itself"}
 	cmd.AddCommand(newCapsuleInfoCommand(a), newCapsuleLogsCommand(a), newCapsuleAuditCommand(a), newCapsuleDebugCommand(a), newCapsuleRestartServiceCommand(a),
+		newCapsuleSupportCommand(a), newCapsulePcapCommand(a),
 		newCapsuleUpdateCommand(a), newCapsuleRebootCommand(a), newCapsuleShutdownCommand(a))
 	return cmd
 }

@@ -38,6 +38,7 @@ type client struct {
 	stats     capsulev1.StatsServiceClient
 	tokens    capsulev1.TokenServiceClient
 	debug     capsulev1.DebugServiceClient
+	support   capsulev1.SupportServiceClient
 }
 
 // dial gives the connection to the capsule that is meant, made once.
@@ -88,6 +89,7 @@ func (a *app) dial() (*client, error) {
 		stats:     capsulev1.NewStatsServiceClient(conn),
 		tokens:    capsulev1.NewTokenServiceClient(conn),
 		debug:     capsulev1.NewDebugServiceClient(conn),
+		support:   capsulev1.NewSupportServiceClient(conn),
 	}
 	return a.client, nil
 }

@@ -10,7 +10,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"runtime/debug"
+	godebug "runtime/debug"
 
 	"golang.org/x/sys/unix"
 
@@ -48,7 +48,7 @@ const serveMemory = 64 << 20
 
 // runServe is the serve role until process 1 asks it to end.
 func runServe() int {
-	debug.SetMemoryLimit(serveMemory)
+	godebug.SetMemoryLimit(serveMemory)
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	defer stop()
 	if err := serve(ctx); err != nil && !errors.Is(err, context.Canceled) {

@@ -310,6 +310,7 @@ func (d *daemon) newServer(id *identity.Identity) (*grpc.Server, error) {
 	d.openAudit()
 	o := server.Options{TLS: tlsConfig, Identity: id, Store: d.store, Machine: d.machine, Network: d.trials, Kinds: kinds(), Audit: d.audit, Log: slog.Default()}
 	o.Debug = newDebug()
+	o.Support = d.supportEntries()
 	if d.machine.installs {
 		d.installer = d.newInstaller(id)
 		o.Installer = d.installer
@@ -328,6 +329,7 @@ func (d *daemon) newServer(id *identity.Identity) (*grpc.Server, error) {
 		d.configure()
 		o.Traffic, o.Room, o.MachineMemory = d.traffic, room, microvm.Memory
 		o.LastPass = d.lastPass
+		o.WorkloadLink = d.workloadLink
 		o.Registries, o.Images, o.Runtime, o.Volumes = d.registries, patientImages{d.images, d}, patientRuntime{d}, patientVolumes{d.volumes, d}
 	}
 	d.serves = o

@@ -55,6 +55,9 @@ func TestAuditOfEachMethod(t *testing.T) {
 		conn := b.dial(t, has)
 		eachMethod(func(m protoreflect.MethodDescriptor) {
 			needs := proto.GetExtension(m.Options(), capsulev1.E_Role).(capsulev1.Role)
+			if m.Parent().Name() == "SupportService" && has == needs {
+				return // they go on beyond their first answer: TestAuditOfSupport
+			}
 			code := call(ctx, conn, m)
 			list := recorded(t, l)
 			news := list[before:]

@@ -17,6 +17,8 @@ var recoverable = map[string]bool{
 	capsulev1.UpdateService_Rollback_FullMethodName:        true,
 	capsulev1.CapsuleService_Audit_FullMethodName:          true, // it only reads
 	capsulev1.DebugService_Run_FullMethodName:              true, // it is what this mode is for
+	capsulev1.SupportService_Collect_FullMethodName:        true, // as above
+	capsulev1.SupportService_Capture_FullMethodName:        true, // as above
 }
 
 // Services that the installer has: there are no workloads, and nothing to declare.
@@ -25,6 +27,7 @@ var installing = []string{
 	capsulev1.AccessService_ServiceDesc.ServiceName,
 	capsulev1.CapsuleService_ServiceDesc.ServiceName,
 	capsulev1.DebugService_ServiceDesc.ServiceName,
+	capsulev1.SupportService_ServiceDesc.ServiceName,
 	"grpc.reflection.",
 }
 

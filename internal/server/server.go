@@ -27,6 +27,7 @@ import (
 	"capsule/internal/quota"
 	"capsule/internal/secret"
 	"capsule/internal/store"
+	"capsule/internal/support"
 	"capsule/internal/token"
 	"capsule/internal/uplink"
 	"capsule/internal/version"
@@ -85,6 +86,10 @@ type Options struct {
 	Machine Machine
 	// Version that every answer names; default that of this program.
 	Version string
+	// Support is what the machine adds to an archive for support.
+	Support []support.Entry
+	// WorkloadLink is the capsule's end of a workload's link; nil where there are none.
+	WorkloadLink func(workload string) (string, error)
 	// Audit keeps who changed what; nil keeps nothing.
 	Audit *audit.Log
 	// LogDir is the folder of a workload's log; default logs.Dir.
@@ -142,6 +147,7 @@ func New(o Options) (*grpc.Server, error) {
 	capsulev1.RegisterDebugServiceServer(s, &debugging{Options: o})
 	capsulev1.RegisterEventServiceServer(s, &events{Options: o})
 	capsulev1.RegisterStatsServiceServer(s, &stats{Options: o})
+	capsulev1.RegisterSupportServiceServer(s, newSupports(o))
 	capsulev1.RegisterTokenServiceServer(s, &tokens{book: book})
 	capsulev1.RegisterAccessServiceServer(s, &access{Options: o, door: entrance, refusals: refused, renewals: quota.New(renewalEvery, renewalsBurst)})
 	reflection.Register(s)
