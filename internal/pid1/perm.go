@@ -184,7 +184,7 @@ func (m *machine) growStorage(ctx context.Context) error {
 		return nil
 	}
 	begin := time.Now()
-	if err := lvm.Grow(ctx, m.boot.PERM, permDir); err != nil {
+	if err := lvm.Grow(ctx, permDir, m.boot.PERM); err != nil {
 		return err
 	}
 	m.log.say("storage uses %d MiB of the disk, after %v", size>>20, time.Since(begin).Round(time.Millisecond))
