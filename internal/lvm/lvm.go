@@ -4,8 +4,8 @@
 // volumes in its pool. Nothing is ever initialised that might hold data, and no volume
 // is removed but by name.
 //
-// Which disks belong to the group, the metadata on PERM says (Members): no other disk
-// is looked at, whatever is on it. /perm lies on PERM alone, so that the machine comes
+// Which disks belong to the group, their metadata says (Assemble): no other disk is
+// looked at, whatever is on it. /perm lies on PERM alone, so that the machine comes
 // up without the others.
 //
 // Each call takes a third of a second and more, so there is one per operation, and

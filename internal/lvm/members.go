@@ -8,6 +8,7 @@ import (
 	"os"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -35,42 +36,85 @@ var (
 // plain is an id without its dashes.
 func plain(id string) string { return strings.ReplaceAll(id, "-", "") }
 
-// Members tells the ids of the physical volumes that make up the group, by the
-// metadata on PERM, and which of them PERM itself is. No lvm command runs for it. The
-// ids have no dashes.
-func Members(perm string) (home string, others []string, err error) {
-	f, err := os.Open(perm)
+// Parts are the disks that make up the group, by id.
+type Parts struct {
+	Home    string            // PERM
+	Found   map[string]string // the devices of the others
+	Missing []string          // others that are on none of the devices
+}
+
+// Assemble finds the parts of the group of which PERM is one, among devices. No lvm
+// command runs for it. A cut may have left an older list on one disk than on another:
+// the newest counts, as it does for lvm.
+func Assemble(perm string, devices []string) (Parts, error) {
+	home, err := readList(perm)
 	if err != nil {
-		return "", nil, fmt.Errorf("open PERM: %w", err)
+		return Parts{}, fmt.Errorf("disks of volume group %q: %w", Group, err)
+	}
+	newest := home
+	found := Find(home.others(home.own), devices)
+	for _, device := range found {
+		l, err := readList(device)
+		if err == nil && l.number > newest.number && slices.Contains(l.all, home.own) {
+			newest = l
+		}
+	}
+	p := Parts{Home: home.own, Found: found}
+	others := newest.others(home.own)
+	if newest.number != home.number {
+		p.Found = Find(others, devices)
+	}
+	for _, id := range others {
+		if _, there := p.Found[id]; !there {
+			p.Missing = append(p.Missing, id)
+		}
+	}
+	return p, nil
+}
+
+// A list of the group's parts, as a physical volume has it.
+type list struct {
+	own    string
+	all    []string
+	number uint64 // of the group's metadata: it only grows
+}
+
+func (l list) others(home string) []string {
+	return slices.DeleteFunc(slices.Clone(l.all), func(id string) bool { return id == home })
+}
+
+func readList(device string) (list, error) {
+	f, err := os.Open(device)
+	if err != nil {
+		return list{}, err
 	}
 	defer f.Close()
-	home, all, err := members(f)
-	if err != nil {
-		return "", nil, fmt.Errorf("disks of volume group %q: %w", Group, err)
-	}
-	return home, slices.DeleteFunc(all, func(id string) bool { return id == home }), nil
+	return members(f)
 }
 
 // members reads a physical volume's own id, and those of all in its group.
-func members(r io.ReaderAt) (own string, all []string, err error) {
-	if own, err = labelID(r); err != nil {
-		return "", nil, err
+func members(r io.ReaderAt) (l list, err error) {
+	if l.own, err = labelID(r); err != nil {
+		return list{}, err
 	}
 	a, err := findMetadata(r)
 	if err != nil {
-		return "", nil, err
+		return list{}, err
 	}
 	where, le := a.ring[:metaHeaderLen][locationAt:], binary.LittleEndian
 	at, size := le.Uint64(where), le.Uint64(where[8:])
-	if at == 0 {
-		return own, nil, nil
+	if at == 0 { // no group
+		return l, nil
 	}
 	text, ok := a.text(at, size)
 	if !ok || lvmSum(text) != le.Uint32(where[16:]) {
-		return "", nil, fmt.Errorf("its text is damaged: %w", errdefs.ErrDataLoss)
+		return list{}, fmt.Errorf("its text is damaged: %w", errdefs.ErrDataLoss)
 	}
-	all, err = memberIDs(text)
-	return own, all, err
+	if m := textNumber.FindSubmatch(text); m != nil {
+		l.number, _ = strconv.ParseUint(string(m[1]), 10, 32) // digits
+	}
+	l.all, err = memberIDs(text)
+	return l, err
 }
 
 // memberIDs picks the ids of the section physical_volumes of a text.

@@ -2,8 +2,10 @@ package lvm
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -17,12 +19,14 @@ const (
 )
 
 // groupText is a text of lvm 2.03.31, of a group on these physical volumes.
-func groupText(ids ...string) []byte {
+func groupText(ids ...string) []byte { return numbered(7, ids...) }
+
+func numbered(number int, ids ...string) []byte {
 	var pvs strings.Builder
 	for i, id := range ids {
 		fmt.Fprintf(&pvs, "\npv%d {\nid = \"%s\"\ndevice = \"/dev/vd%c\"\n\nstatus = [\"ALLOCATABLE\"]\nflags = []\ndev_size = 2097152\npe_start = 4096\npe_count = 255\n}\n", i, id, 'a'+i)
 	}
-	return fmt.Appendf(nil, "capsule {\nid = \"kkkkkk-bbbb-cccc-dddd-eeee-ffff-gggggg\"\nseqno = 7\nformat = \"lvm2\"\n\nphysical_volumes {\n%s}\n\nlogical_volumes {\n\nperm {\nid = \"pppppp-bbbb-cccc-dddd-eeee-ffff-gggggg\"\nstatus = [\"READ\"]\n}\n}\n\n}\n# Generated\ncontents = \"Text\"\ncreation_time = 17\n\n\x00", pvs.String())
+	return fmt.Appendf(nil, "capsule {\nid = \"kkkkkk-bbbb-cccc-dddd-eeee-ffff-gggggg\"\nseqno = %d\nformat = \"lvm2\"\n\nphysical_volumes {\n%s}\n\nlogical_volumes {\n\nperm {\nid = \"pppppp-bbbb-cccc-dddd-eeee-ffff-gggggg\"\nstatus = [\"READ\"]\n}\n}\n\n}\n# Generated\ncontents = \"Text\"\ncreation_time = 17\n\n\x00", number, pvs.String())
 }
 
 // withID is a physical volume whose group has this text.
@@ -34,7 +38,7 @@ func withID(id string, text []byte) testPV {
 	return p
 }
 
-func TestMembers(t *testing.T) {
+func TestReadList(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "perm")
 	damaged := withID(homeID, groupText(homeID, otherID))
 	damaged[testAreaAt+metaHeaderLen+200] ^= 1
@@ -56,15 +60,16 @@ func TestMembers(t *testing.T) {
 		if err := os.WriteFile(file, tc.disk, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		home, others, err := Members(file)
+		l, err := readList(file)
 		if tc.class != nil {
 			if !tc.class(err) {
 				t.Errorf("%s: %v", name, err)
 			}
 			continue
 		}
-		if diff := cmp.Diff(tc.others, others); err != nil || home != plain(homeID) || len(others)+len(tc.others) > 0 && diff != "" {
-			t.Error(name, home, others, err)
+		others := l.others(plain(homeID))
+		if err != nil || l.own != plain(homeID) || !slices.Equal(tc.others, others) {
+			t.Error(name, l, err)
 		}
 	}
 }
@@ -86,6 +91,51 @@ func TestFind(t *testing.T) {
 	}
 }
 
+// A change of the group is written to one disk after the other: what a cut leaves is
+// read as lvm reads it.
+func TestAssemble(t *testing.T) {
+	const third = "tttttt-bbbb-cccc-dddd-eeee-ffff-gggggg"
+	dir := t.TempDir()
+	perm, other, new := filepath.Join(dir, "perm"), filepath.Join(dir, "other"), filepath.Join(dir, "new")
+	for name, tc := range map[string]struct {
+		perm, other, new []byte // texts
+		found, missing   []string
+	}{
+		"alone":                            {perm: numbered(7, homeID), other: numbered(1, otherID)},
+		"as it should be":                  {perm: numbered(7, homeID, otherID), other: numbered(7, homeID, otherID), found: []string{other}},
+		"joined, PERM doesn't know it yet": {perm: numbered(7, homeID), new: numbered(8, homeID, third)},
+		"joined, a member knows it":        {perm: numbered(7, homeID, otherID), other: numbered(8, homeID, otherID, third), new: numbered(8, homeID, otherID, third), found: []string{other, new}},
+		"left, PERM doesn't know it yet":   {perm: numbered(7, homeID, otherID, third), other: numbered(7, homeID, otherID, third), new: numbered(8, homeID, third), found: []string{new}},
+		"left, PERM alone knows it":        {perm: numbered(8, homeID, third), other: numbered(7, homeID, otherID, third), new: numbered(7, homeID, otherID, third), found: []string{new}},
+		"gone":                             {perm: numbered(7, homeID, otherID, third), new: numbered(7, homeID, otherID, third), found: []string{new}, missing: []string{plain(otherID)}},
+		"of another machine":               {perm: numbered(7, homeID, otherID), other: numbered(9, otherID, third), found: []string{other}},
+	} {
+		var devices []string
+		for path, disk := range map[string]struct {
+			id   string
+			text []byte
+		}{perm: {homeID, tc.perm}, other: {otherID, tc.other}, new: {third, tc.new}} {
+			if err := os.WriteFile(path, make([]byte, 64<<10), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if disk.text != nil {
+				if err := os.WriteFile(path, withID(disk.id, disk.text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if path != perm {
+				devices = append(devices, path)
+			}
+		}
+		p, err := Assemble(perm, devices)
+		found := slices.Sorted(maps.Values(p.Found))
+		slices.Sort(tc.found)
+		if err != nil || p.Home != plain(homeID) || !slices.Equal(tc.found, found) || !slices.Equal(tc.missing, p.Missing) {
+			t.Errorf("%s: %+v, %v", name, p, err)
+		}
+	}
+}
+
 func TestNewID(t *testing.T) {
 	id := NewID()
 	if !idForm.MatchString(id) || plain(dashed(id)) != id || len(dashed(id)) != 38 || id == NewID() {
@@ -97,9 +147,8 @@ func FuzzMembers(f *testing.F) {
 	f.Add([]byte(withID(homeID, groupText(homeID, otherID))), groupText(homeID, otherID))
 	f.Add([]byte(newTestPV()), []byte("\nphysical_volumes {\n"))
 	f.Fuzz(func(t *testing.T, data, text []byte) {
-		own, all, err := members(testPV(data))
-		if err == nil && len(own) != idLen {
-			t.Error(own, all)
+		if l, err := members(testPV(data)); err == nil && len(l.own) != idLen {
+			t.Error(l)
 		}
 		if ids, err := memberIDs(text); err == nil && len(ids) > membersMax {
 			t.Error(len(ids))

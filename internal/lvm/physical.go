@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -157,8 +158,8 @@ func Move(ctx context.Context, from, to string) error {
 		select {
 		case <-ended:
 		case <-ctx.Done():
-			if free, err := alone(running); err == nil {
-				defer free()
+			if unlock, err := lockGroup(running, filepath.Join(lockDir, "V_"+Group)); err == nil {
+				defer unlock()
 			}
 			kill()
 		}

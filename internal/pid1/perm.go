@@ -6,8 +6,10 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -32,7 +34,7 @@ func (m *machine) openPerm(ctx context.Context) (created bool, err error) {
 	if m.boot.PERM == "" {
 		return false, m.fail(fmt.Errorf("the boot disk has no partition %s", disk.PERM))
 	}
-	if err := lvm.Setup(m.boot.PERM); err != nil {
+	if err := lvm.Setup(m.boot.PERM); err != nil { // /perm lies there alone
 		return false, m.fail(err)
 	}
 	content, err := lvm.Inspect(m.boot.PERM)
@@ -154,6 +156,41 @@ func makeFolders(perm string) error {
 		}
 	}
 	return nil
+}
+
+const (
+	lateMax   = 10 * time.Second // for a disk of the group to appear
+	lateEvery = 500 * time.Millisecond
+)
+
+// findDisks has lvm use the other disks of the group too, which nobody waits for but
+// the pool. Serve goes on to look for what is missing, and says so.
+func (m *machine) findDisks() (whole bool, err error) {
+	for begin := time.Now(); ; time.Sleep(lateEvery) {
+		var devices []string
+		for _, d := range disk.Devices(sysfs) {
+			if d.Name != m.boot.Disk {
+				devices = append(devices, d.Path())
+			}
+		}
+		parts, err := lvm.Assemble(m.boot.PERM, devices)
+		if err != nil {
+			return false, err
+		}
+		if len(parts.Missing) > 0 && time.Since(begin) < lateMax {
+			continue
+		}
+		if len(parts.Found) == 0 {
+			return len(parts.Missing) == 0, nil
+		}
+		for _, device := range parts.Found {
+			if _, err := lvm.MendMetadata(device); err != nil {
+				m.log.important("volume group: %v", err)
+			}
+		}
+		// What was being moved when the machine went down can't be opened without it.
+		return len(parts.Missing) == 0, errors.Join(m.modules.Load("dm_mirror"), lvm.Setup(append([]string{m.boot.PERM}, slices.Sorted(maps.Values(parts.Found))...)...))
+	}
 }
 
 // activatePool opens all volumes. One that stays closed is a half-created one,

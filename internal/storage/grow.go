@@ -3,6 +3,7 @@ package storage
 import (
 	"context"
 	"fmt"
+	"maps"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -76,7 +77,7 @@ func (m *Manager) grow(ctx context.Context) error {
 // so for its own. It tells whether that needs no other try.
 func (m *Manager) useGrown(ctx context.Context) bool {
 	m.mu.Lock()
-	added := len(m.found) > 0 && m.change == nil
+	added, home, known := len(m.found) > 0 && m.change == nil, m.home, maps.Clone(m.known)
 	m.mu.Unlock()
 	if !added {
 		return true
@@ -87,14 +88,14 @@ func (m *Manager) useGrown(ctx context.Context) bool {
 		return false
 	}
 	for _, p := range parts {
-		if p.ID == m.home || p.DeviceBytes-p.SizeBytes < growMin {
+		if p.ID == home || p.DeviceBytes-p.SizeBytes < growMin {
 			continue
 		}
 		if err := m.grow(ctx); err != nil {
 			m.Log.Error("use a disk that grew", "error", err)
 			return false
 		}
-		m.note("disk-grown", fmt.Sprintf("the pool uses what disk %s has gained", m.known[p.ID]))
+		m.note("disk-grown", fmt.Sprintf("the pool uses what disk %s has gained", known[p.ID]))
 		m.opened(ctx)
 		return true
 	}

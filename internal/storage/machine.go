@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -46,7 +47,7 @@ func (m *Manager) unfit(c installer.Candidate) string {
 }
 
 func (w *machine) look(ctx context.Context, c change) (sight, error) {
-	if _, err := w.Manager.look(); err != nil {
+	if err := w.Manager.look(); err != nil {
 		return sight{}, err
 	}
 	s := sight{late: time.Since(w.begun) < lateMax}
@@ -97,7 +98,7 @@ func (w *machine) lookAtNew(c change, s *sight) {
 
 // planNew is the disk that is to join, as it is now.
 func (w *machine) planNew(c change) (installer.Plan, error) {
-	plan, err := w.rules().Plan(w.survey.Disks(), installer.Choice{Disk: c.Disk.device().ID(), Erase: true})
+	plan, err := w.rules().Plan(w.survey.Disks(), installer.Choice{Disk: cmp.Or(c.Disk.WWN, c.Disk.Serial), Erase: true})
 	if err == nil && identityOf(plan.Disk.Device) != c.Disk {
 		err = fmt.Errorf("disk %s is another one than before: %w", c.Disk, errdefs.ErrFailedPrecondition)
 	}

@@ -12,17 +12,17 @@
 // looking at what is there (next): a cut at any write, or the end of the daemon, is
 // taken up at the next start.
 //
-//	noted ──join──▶ in the group ─────────────────────────────▶ finish: grow, forget
-//	   │                │ replaces another                          ▲
-//	   │                └─▶ close ─▶ move … ─▶ reduce ──────────────┤
-//	   │                       ╰─ kept ─▶ unmove ─▶ open ───────────╯
-//	   ╰─▶ given up: the disk is gone, or holds something else than was agreed to
+//		noted ──join──▶ in the group ─────────────────────────────▶ finish: grow, forget
+//		   │                │ replaces another                          ▲
+//		   │                └─▶ close ─▶ move … ─▶ reduce ──────────────┤
+//		   │                       ╰─ kept ─▶ unmove ─▶ open ───────────╯
+//		   ╰─▶ given up: the disk is gone, or holds something else than was agreed to
 //
-//   - join clears the disk and makes it a part of the group; cut before that it isn't
-//     one, and the disk counts as empty or as it was shown.
-//   - close has nothing new put on the disk that leaves; move copies what is on it,
-//     volume by volume, and goes on where it was; reduce takes it out.
-//   - In the group there is no way but forward, or to keep both disks.
+//	  - join clears the disk and makes it a part of the group; cut before that it isn't
+//	    one, and the disk counts as empty or as it was shown.
+//	  - close has nothing new put on the disk that leaves; move copies what is on it,
+//	    volume by volume, and goes on where it was; reduce takes it out.
+//	  - In the group there is no way but forward, or to keep both disks.
 package storage
 
 import (
@@ -77,7 +77,9 @@ type Manager struct {
 	home    string                 // id of PERM
 	found   map[string]disk.Device // of the other parts of the group, by id
 	missing []string               // ids
+	told    map[string]bool        // of the missing, that an event was noted
 	looked  bool
+	reopen  bool                // disks came since
 	known   map[string]identity // of those that joined, by id, as in the store
 	change  *change             // under way
 	stop    context.CancelFunc  // of the step that is being done
@@ -101,6 +103,7 @@ func New(o Options) (*Manager, error) {
 		survey:  installer.New(installer.Options{Sysfs: o.Sysfs, Boot: o.Boot, Log: o.Log}),
 		found:   map[string]disk.Device{},
 		known:   map[string]identity{},
+		told:    map[string]bool{},
 		changed: make(chan struct{}), ended: map[string]error{},
 	}
 	m.world = &machine{m}
@@ -170,14 +173,10 @@ func (i identity) String() string {
 // moment for those that are late. Which are missing is told, and no error.
 func (m *Manager) Assemble(ctx context.Context) error {
 	for {
-		_, err := m.look()
-		if err != nil {
+		if err := m.look(); err != nil {
 			return err
 		}
-		m.mu.Lock()
-		late := len(m.missing) > 0
-		m.mu.Unlock()
-		if !late || time.Since(m.begun) > lateMax {
+		if len(m.Missing()) == 0 || time.Since(m.begun) > lateMax {
 			return nil
 		}
 		select {
@@ -188,61 +187,54 @@ func (m *Manager) Assemble(ctx context.Context) error {
 	}
 }
 
-// look finds the disks of the group, has lvm use exactly these, and says whether they
-// are others than before.
-func (m *Manager) look() (other bool, err error) {
-	home, ids, err := lvm.Members(m.Boot.PERM)
-	if err != nil {
-		return false, err
-	}
+// look finds the disks of the group, and has lvm use exactly these. Nothing is read
+// while all is as it was: a disk may be asleep.
+func (m *Manager) look() error {
 	m.mu.Lock()
-	found := m.stillThere(ids)
+	calm := m.looked && len(m.missing) == 0 && m.change == nil && m.allThere()
 	m.mu.Unlock()
-	if len(found) < len(ids) {
-		found = m.search(ids)
+	if calm {
+		return nil
+	}
+	byPath := map[string]disk.Device{}
+	for _, d := range disk.Devices(m.Sysfs) {
+		if d.Name != m.Boot.Disk { // its copies carry no other part of the group
+			byPath[d.Path()] = d
+		}
+	}
+	parts, err := lvm.Assemble(m.Boot.PERM, slices.Collect(maps.Keys(byPath)))
+	if err != nil {
+		return err
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	other = m.looked && !maps.Equal(found, m.found)
-	m.home, m.found, m.looked = home, found, true
-	missing := slices.DeleteFunc(ids, func(id string) bool { _, there := found[id]; return there })
-	m.tellMissing(missing)
-	m.missing = missing
-	return other, lvm.Setup(m.devices()...)
-}
-
-// stillThere are the parts of the group that are the disks they were at the last look.
-func (m *Manager) stillThere(ids []string) map[string]disk.Device {
 	found := map[string]disk.Device{}
-	for _, id := range ids {
-		was, ok := m.found[id]
-		now, there := disk.Describe(m.Sysfs, was.Name)
-		if ok && there && sameDisk(was, now) {
-			found[id] = now
+	for id, path := range parts.Found {
+		found[id] = byPath[path]
+		if _, there := m.found[id]; !there && m.looked {
+			m.reopen = true
 		}
 	}
-	return found
+	m.home, m.found, m.looked = parts.Home, found, true
+	m.tellMissing(parts.Missing)
+	m.missing = parts.Missing
+	return lvm.Setup(m.devices()...)
+}
+
+// allThere tells whether the disks are those of the last look.
+func (m *Manager) allThere() bool {
+	for _, was := range m.found {
+		if now, ok := disk.Describe(m.Sysfs, was.Name); !ok || !sameDisk(was, now) {
+			return false
+		}
+	}
+	return true
 }
 
 // sameDisk compares disks, whose size may have changed.
 func sameDisk(a, b disk.Device) bool {
 	a.Bytes, b.Bytes = 0, 0
 	return a == b
-}
-
-// search reads whose the disks are. PERM's own disk and its copies are none of them.
-func (m *Manager) search(ids []string) map[string]disk.Device {
-	byPath := map[string]disk.Device{}
-	for _, d := range disk.Devices(m.Sysfs) {
-		if d.Name != m.Boot.Disk {
-			byPath[d.Path()] = d
-		}
-	}
-	found := map[string]disk.Device{}
-	for id, path := range lvm.Find(ids, slices.Collect(maps.Keys(byPath))) {
-		found[id] = byPath[path]
-	}
-	return found
 }
 
 // devices are those that lvm uses: PERM, and the disks of the group that are there.
@@ -255,18 +247,22 @@ func (m *Manager) devices() []string {
 	return append([]string{m.Boot.PERM}, others...)
 }
 
-// tellMissing tells of disks that are missing now, or back.
+// tellMissing tells of disks that are missing now, or back. Right after the start they
+// may only be late.
 func (m *Manager) tellMissing(missing []string) {
 	for _, id := range missing {
-		if !slices.Contains(m.missing, id) && time.Since(m.begun) > lateMax {
-			m.note("disk-missing", missingText(m.known[id]))
-		} else if !slices.Contains(m.missing, id) {
+		switch {
+		case time.Since(m.begun) <= lateMax && !slices.Contains(m.missing, id):
 			m.Log.Warn("a disk of the pool is not there yet", "disk", m.known[id].String())
+		case time.Since(m.begun) > lateMax && !m.told[id]:
+			m.told[id] = true
+			m.note("disk-missing", missingText(m.known[id]))
 		}
 	}
-	for _, id := range m.missing {
+	for id := range m.told {
 		if !slices.Contains(missing, id) {
-			m.note("disk-back", fmt.Sprintf("disk %s is there", m.known[id]))
+			delete(m.told, id)
+			m.note("disk-back", fmt.Sprintf("disk %s of the pool is there again", m.known[id]))
 		}
 	}
 }
@@ -301,13 +297,11 @@ func (m *Manager) Missing() []string {
 func (m *Manager) Run(ctx context.Context) error {
 	grown := false
 	for ctx.Err() == nil {
-		other, err := m.look()
+		err := m.look()
 		if err != nil {
 			m.Log.Error("look for the disks of the pool", "error", err)
 		}
-		if other {
-			m.open(ctx)
-		}
+		m.openBack(ctx)
 		if !grown && err == nil && len(m.Missing()) == 0 {
 			grown = m.useGrown(ctx)
 		}
@@ -325,8 +319,15 @@ func (m *Manager) Run(ctx context.Context) error {
 	return nil
 }
 
-// open opens the volumes that are there now.
-func (m *Manager) open(ctx context.Context) {
+// openBack opens the volumes of disks that came.
+func (m *Manager) openBack(ctx context.Context) {
+	m.mu.Lock()
+	reopen := m.reopen
+	m.reopen = false
+	m.mu.Unlock()
+	if !reopen {
+		return
+	}
 	if look, err := lvm.Activate(ctx); err != nil || look {
 		m.Log.Error("open volumes", "some stay closed", look, "error", err)
 	}
@@ -339,7 +340,7 @@ func (m *Manager) opened(ctx context.Context) {
 	}
 }
 
-// ring wakes Run, and those who follow a change.
+// ring wakes those who follow a change.
 func (m *Manager) ring() {
 	close(m.changed)
 	m.changed = make(chan struct{})

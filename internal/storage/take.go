@@ -79,12 +79,17 @@ func (m *Manager) planReplaced(ctx context.Context, p *Plan, id string) error {
 		return fmt.Errorf("disk %q is the one that the capsule runs from: make a backup of the capsule, and install it with that backup on another disk: %w", id, errdefs.ErrFailedPrecondition)
 	}
 	m.mu.Lock()
+	same := 0
 	for part, d := range m.found {
 		if d.Is(id) {
 			p.Replaced, p.old = &d, part
+			same++
 		}
 	}
 	m.mu.Unlock()
+	if same > 1 {
+		return fmt.Errorf("%d disks of the pool have the serial number %q: name one by its worldwide name: %w", same, id, errdefs.ErrFailedPrecondition)
+	}
 	if p.Replaced == nil {
 		return fmt.Errorf("no disk of the pool has the serial number %q; \"capsulectl capsule disk list\" shows those there are: %w", id, errdefs.ErrNotFound)
 	}
