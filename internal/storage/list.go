@@ -54,7 +54,7 @@ const stallMax = 10 * time.Minute
 func (m *Manager) List(ctx context.Context) ([]Disk, error) {
 	candidates := m.survey.Disks()
 	parts, err := lvm.Physicals(ctx)
-	if err != nil {
+	if err != nil && len(m.Missing()) == 0 {
 		return nil, err
 	}
 	byID := map[string]lvm.Physical{}
