@@ -22,7 +22,8 @@ const (
 	idAt  = labelAt + 32
 	idLen = 32
 
-	membersMax = 64 // of a group that is ours
+	// PartsMax is how many disks a group of ours has at most.
+	PartsMax = 64
 
 	// labelsMax bounds the wait for disks to tell whose they are.
 	labelsMax = 10 * time.Second
@@ -137,8 +138,8 @@ func memberIDs(text []byte) ([]string, error) {
 			return ids, nil
 		}
 		if m := memberID.FindSubmatch(line); m != nil && depth == 2 {
-			if len(ids) == membersMax {
-				return nil, fmt.Errorf("more than %d disks: %w", membersMax, errdefs.ErrOutOfRange)
+			if len(ids) == PartsMax {
+				return nil, fmt.Errorf("more than %d disks: %w", PartsMax, errdefs.ErrOutOfRange)
 			}
 			ids = append(ids, plain(string(m[1])))
 		}

@@ -54,7 +54,7 @@ func TestReadList(t *testing.T) {
 		"no label":      {disk: make(testPV, 64<<10), class: errdefs.IsNotFound},
 		"damaged":       {disk: damaged, class: errdefs.IsDataLoss},
 		"cut short":     {disk: endless, class: errdefs.IsDataLoss},
-		"too many":      {disk: withID(homeID, groupText(strings.Fields(strings.Repeat(otherID+" ", membersMax+1))...)), class: errdefs.IsOutOfRange},
+		"too many":      {disk: withID(homeID, groupText(strings.Fields(strings.Repeat(otherID+" ", PartsMax+1))...)), class: errdefs.IsOutOfRange},
 		"id of nothing": {disk: withID(strings.Repeat("\x01", 38), groupText(homeID)), class: errdefs.IsNotFound},
 	} {
 		if err := os.WriteFile(file, tc.disk, 0o600); err != nil {
@@ -150,7 +150,7 @@ func FuzzMembers(f *testing.F) {
 		if l, err := members(testPV(data)); err == nil && len(l.own) != idLen {
 			t.Error(l)
 		}
-		if ids, err := memberIDs(text); err == nil && len(ids) > membersMax {
+		if ids, err := memberIDs(text); err == nil && len(ids) > PartsMax {
 			t.Error(len(ids))
 		}
 	})

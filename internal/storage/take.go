@@ -37,6 +37,12 @@ func (m *Manager) Plan(ctx context.Context, choice installer.Choice, replaces st
 	if err := m.whole(); err != nil {
 		return Plan{}, err
 	}
+	m.mu.Lock()
+	full := len(m.found)+1 >= lvm.PartsMax
+	m.mu.Unlock()
+	if full {
+		return Plan{}, fmt.Errorf("the pool has %d disks, and no more are taken: %w", lvm.PartsMax, errdefs.ErrResourceExhausted)
+	}
 	chosen, err := m.rules().Plan(m.survey.Disks(), choice)
 	if err != nil {
 		return Plan{}, err
