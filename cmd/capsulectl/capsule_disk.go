@@ -53,14 +53,14 @@ func poolDisksView(disks []*capsulev1.PoolDisk) view {
 		d := p.GetDisk()
 		used, content := "-", "-"
 		if p.GetPoolBytes() > 0 {
-			used = share(int64(p.GetUsedBytes()), int64(p.GetPoolBytes())) //nolint:gosec // sizes of disks
+			used = share(int64(p.GetUsedBytes()), int64(p.GetPoolBytes()))
 		}
 		if p.GetUse() == capsulev1.DiskUse_DISK_USE_NONE {
 			content = holds(d)
 		}
 		v.names, v.values = append(v.names, diskID(d)), append(v.values, p)
 		v.rows = append(v.rows, []string{
-			diskID(d), d.GetName(), d.GetModel(), size(int64(d.GetBytes())), diskUseNames[p.GetUse()], diskStateText(p), used, content, diskNote(p), //nolint:gosec // a disk's size
+			diskID(d), d.GetName(), d.GetModel(), size(int64(d.GetBytes())), diskUseNames[p.GetUse()], diskStateText(p), used, content, diskNote(p),
 		})
 	}
 	return v
@@ -69,7 +69,7 @@ func poolDisksView(disks []*capsulev1.PoolDisk) view {
 func diskStateText(p *capsulev1.PoolDisk) string {
 	text := diskStateNames[p.GetState()]
 	if p.GetMovingBytes() > 0 {
-		text += fmt.Sprintf(", %d %% moved", share100(int64(p.GetMovedBytes()), int64(p.GetMovingBytes()))) //nolint:gosec // sizes of disks
+		text += fmt.Sprintf(", %d %% moved", share100(int64(p.GetMovedBytes()), int64(p.GetMovingBytes())))
 	}
 	return text
 }
@@ -107,9 +107,9 @@ capsule's own storage and the pool grow while all goes on. A start does so by it
 
 func grownText(before, now uint64) string {
 	if now == before {
-		return size(int64(now)) + ", as before" //nolint:gosec // a disk's size
+		return size(int64(now)) + ", as before"
 	}
-	return fmt.Sprintf("%s, was %s", size(int64(now)), size(int64(before))) //nolint:gosec // as above
+	return fmt.Sprintf("%s, was %s", size(int64(now)), size(int64(before)))
 }
 
 // DiskTakeOptions of "disk add" and "disk replace".
@@ -222,9 +222,9 @@ func tellTake(a *app, o DiskTakeOptions, plan *capsulev1.PlanPoolDiskResponse) {
 		a.ui.note("that was begun already, and is under way")
 		return
 	}
-	what := fmt.Sprintf("disk %s (%s, %s, now %s)", o.idOf(d), d.GetModel(), size(int64(d.GetBytes())), d.GetName()) //nolint:gosec // a disk's size
+	what := fmt.Sprintf("disk %s (%s, %s, now %s)", o.idOf(d), d.GetModel(), size(int64(d.GetBytes())), d.GetName())
 	if old := plan.GetReplaced(); old != nil {
-		a.ui.note("%s takes the place of disk %s (%s, now %s), from which %s are moved", what, diskID(old), old.GetModel(), old.GetName(), size(int64(plan.GetMovingBytes()))) //nolint:gosec // as above
+		a.ui.note("%s takes the place of disk %s (%s, now %s), from which %s are moved", what, diskID(old), old.GetModel(), old.GetName(), size(int64(plan.GetMovingBytes())))
 	} else {
 		a.ui.note("%s joins the pool, which needs it from then on", what)
 	}
@@ -253,7 +253,7 @@ func takeDisk(ctx context.Context, a *app, o DiskTakeOptions, plan *capsulev1.Pl
 		}
 		switch text := resp.GetStep(); {
 		case resp.GetTotal() > 0:
-			progress.set(text, int64(resp.GetDone()), int64(resp.GetTotal()), "") //nolint:gosec // sizes of disks
+			progress.set(text, int64(resp.GetDone()), int64(resp.GetTotal()), "")
 			continue
 		case resp.GetWaits() != "":
 			text += ": " + resp.GetWaits()

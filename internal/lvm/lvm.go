@@ -162,7 +162,7 @@ func readState(ctx context.Context, home string) (state, error) {
 func (s *state) place(disks []Physical, home string) error {
 	for _, d := range disks {
 		if d.Device == home {
-			s.home, s.homeFree = uint64(d.SizeBytes), uint64(d.FreeBytes) //nolint:gosec // sizes
+			s.home, s.homeFree = uint64(d.SizeBytes), uint64(d.FreeBytes)
 			return nil
 		}
 	}

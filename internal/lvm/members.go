@@ -180,6 +180,9 @@ func ID(device string) (string, error) {
 // and the wrong one would ruin the group. A device that doesn't answer holds up
 // nothing but itself.
 func Find(ids, devices []string) map[string]string {
+	if len(ids) == 0 { // of most capsules: no other disk is even looked at
+		return map[string]string{}
+	}
 	type answer struct{ id, device string }
 	answers := make(chan answer, len(devices))
 	var all sync.WaitGroup

@@ -229,7 +229,7 @@ func moved(table, status []dm.Target, to string) (done, total int64, err error) 
 		return 0, 0, fmt.Errorf("%d parts, and the state of %d: %w", len(table), len(status), errdefs.ErrUnavailable)
 	}
 	for i, t := range table {
-		bytes := int64(t.Sectors) * sectorBytes //nolint:gosec // of a disk
+		bytes := int64(t.Sectors) * sectorBytes
 		total += bytes
 		switch t.Kind {
 		case "linear":

@@ -166,6 +166,7 @@ const (
 // findDisks has lvm use the other disks of the group too, which nobody waits for but
 // the pool. Serve goes on to look for what is missing, and says so.
 func (m *machine) findDisks() (whole bool, err error) {
+	var parts lvm.Parts
 	for begin := time.Now(); ; time.Sleep(lateEvery) {
 		var devices []string
 		for _, d := range disk.Devices(sysfs) {
@@ -173,24 +174,26 @@ func (m *machine) findDisks() (whole bool, err error) {
 				devices = append(devices, d.Path())
 			}
 		}
-		parts, err := lvm.Assemble(m.boot.PERM, devices)
-		if err != nil {
+		if parts, err = lvm.Assemble(m.boot.PERM, devices); err != nil {
 			return false, err
 		}
-		if len(parts.Missing) > 0 && time.Since(begin) < lateMax {
-			continue
+		if len(parts.Missing) == 0 || time.Since(begin) > lateMax {
+			break
 		}
-		if len(parts.Found) == 0 {
-			return len(parts.Missing) == 0, nil
-		}
-		for _, device := range parts.Found {
-			if _, err := lvm.MendMetadata(device); err != nil {
-				m.log.important("volume group: %v", err)
-			}
-		}
-		// What was being moved when the machine went down can't be opened without it.
-		return len(parts.Missing) == 0, errors.Join(m.modules.Load("dm_mirror"), lvm.Setup(append([]string{m.boot.PERM}, slices.Sorted(maps.Values(parts.Found))...)...))
 	}
+	whole = len(parts.Missing) == 0
+	if len(parts.Found) == 0 {
+		return whole, nil
+	}
+	for _, device := range parts.Found {
+		if _, err := lvm.MendMetadata(device); err != nil {
+			m.log.important("volume group: %v", err)
+		}
+	}
+	if m.modules != nil { // what was being moved when the machine went down can't be opened without
+		err = m.modules.Load("dm_mirror")
+	}
+	return whole, errors.Join(err, lvm.Setup(append([]string{m.boot.PERM}, slices.Sorted(maps.Values(parts.Found))...)...))
 }
 
 // activatePool opens all volumes. One that stays closed is a half-created one,

@@ -57,7 +57,7 @@ func (m *Manager) sizes() Sizes {
 	var s Sizes
 	var st unix.Statfs_t
 	if err := unix.Statfs(m.Perm, &st); err == nil {
-		s.Perm = int64(st.Blocks) * st.Bsize //nolint:gosec // a file system's size
+		s.Perm = int64(st.Blocks) * st.Bsize
 	}
 	if p, err := lvm.ReadPool(); err == nil {
 		s.Pool = p.DataSize

@@ -28,9 +28,9 @@ type State int
 // How a disk fares.
 const (
 	OK State = iota
-	Missing
 	Joining
 	Leaving
+	Missing
 )
 
 // A Disk is one of the machine, or one that is missing.

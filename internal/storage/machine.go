@@ -153,7 +153,7 @@ func (w *machine) join(ctx context.Context, c change) error {
 	if err != nil {
 		return err
 	}
-	err = installer.Clear(device, plan.Disk.Sector, int64(plan.Disk.Bytes)) //nolint:gosec // a disk's size
+	err = installer.Clear(device, plan.Disk.Sector, int64(plan.Disk.Bytes))
 	if err = errors.Join(err, device.Close()); err != nil {
 		return fmt.Errorf("clear disk %s: %w", c.Disk, err)
 	}

@@ -108,7 +108,7 @@ func (m *Manager) planReplaced(ctx context.Context, p *Plan, id string) error {
 			p.MovingBytes = part.UsedBytes()
 		}
 	}
-	if room := int64(p.Disk.Bytes) - lostBytes; room < p.MovingBytes { //nolint:gosec // a disk's size
+	if room := int64(p.Disk.Bytes) - lostBytes; room < p.MovingBytes {
 		return fmt.Errorf("disk %q is too small: %d MiB are in use of disk %q, and it has room for %d MiB: %w",
 			p.Disk.ID(), p.MovingBytes>>20, id, max(room, 0)>>20, errdefs.ErrFailedPrecondition)
 	}
