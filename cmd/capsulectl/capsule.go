@@ -10,8 +10,8 @@ import (
 
 func newCapsuleCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{Use: "capsule", Short: "Look after the machine itself"}
-	cmd.AddCommand(newCapsuleInfoCommand(a), newCapsuleLogsCommand(a), newCapsuleAuditCommand(a), newCapsuleDebugCommand(a), newCapsuleRestartServiceCommand(a),
-		newCapsuleSupportCommand(a), newCapsulePcapCommand(a),
+	cmd.AddCommand(newCapsuleInfoCommand(a), newCapsuleLogsCommand(a), newCapsuleAuditCommand(a), newCapsuleDebugCommand(a),
+		newCapsuleSupportCommand(a), newCapsulePcapCommand(a), newCapsuleDiskCommand(a), newCapsuleRestartServiceCommand(a),
 		newCapsuleUpdateCommand(a), newCapsuleRebootCommand(a), newCapsuleShutdownCommand(a))
 	return cmd
 }

@@ -206,13 +206,13 @@ func temperatureText(list []*capsulev1.Temperature) string {
 	return text
 }
 
-var diskStates = map[capsulev1.DiskState]string{
-	capsulev1.DiskState_DISK_STATE_PENDING: "not asked yet", capsulev1.DiskState_DISK_STATE_SILENT: "health unknown",
-	capsulev1.DiskState_DISK_STATE_GOOD: "good", capsulev1.DiskState_DISK_STATE_WORN: "WORN", capsulev1.DiskState_DISK_STATE_FAILING: "FAILING",
+var healthStates = map[capsulev1.DiskHealthState]string{
+	capsulev1.DiskHealthState_DISK_HEALTH_STATE_PENDING: "not asked yet", capsulev1.DiskHealthState_DISK_HEALTH_STATE_SILENT: "health unknown",
+	capsulev1.DiskHealthState_DISK_HEALTH_STATE_GOOD: "good", capsulev1.DiskHealthState_DISK_HEALTH_STATE_WORN: "WORN", capsulev1.DiskHealthState_DISK_HEALTH_STATE_FAILING: "FAILING",
 }
 
 func diskText(d *capsulev1.DiskHealth, now time.Time) string {
-	parts := []string{joinState(cmp.Or(diskStates[d.GetState()], "health unknown"), d.GetMessage())}
+	parts := []string{joinState(cmp.Or(healthStates[d.GetState()], "health unknown"), d.GetMessage())}
 	if d.GetAsleep() {
 		parts = append(parts, "asleep")
 	}

@@ -35,10 +35,10 @@ func fullInfo() *capsulev1.InfoResponse {
 		CpuModel: "Intel(R) N100", Load: []float64{0.5, 0.25, 0.1},
 		Temperatures: []*capsulev1.Temperature{{Name: "coretemp: Package id 0", Celsius: 48, Critical: 100}, {Name: "nct6775: temp3", Celsius: 31.5}},
 		Disks: []*capsulev1.DiskHealth{
-			{Name: "nvme0n1", Model: "Fast", Serial: "S1", Size: 1 << 40, State: capsulev1.DiskState_DISK_STATE_GOOD, CheckedAt: timestamppb.New(now.Add(-time.Minute)), Celsius: 41,
+			{Name: "nvme0n1", Model: "Fast", Serial: "S1", Size: 1 << 40, State: capsulev1.DiskHealthState_DISK_HEALTH_STATE_GOOD, CheckedAt: timestamppb.New(now.Add(-time.Minute)), Celsius: 41,
 				PowerOnHours: 12345, UsedPercent: proto.Uint32(3), MediaErrors: 1, System: true},
-			{Name: "sda", Model: "Old", Serial: "S2", Size: 4 << 40, State: capsulev1.DiskState_DISK_STATE_FAILING, Message: "it says itself that it fails soon", Asleep: true, ReallocatedSectors: 9, PendingSectors: 1},
-			{Name: "sdb", Model: "Stick", Size: 8 << 30, State: capsulev1.DiskState_DISK_STATE_SILENT, Message: "not asked: a disk on USB or in a slot", Removable: true},
+			{Name: "sda", Model: "Old", Serial: "S2", Size: 4 << 40, State: capsulev1.DiskHealthState_DISK_HEALTH_STATE_FAILING, Message: "it says itself that it fails soon", Asleep: true, ReallocatedSectors: 9, PendingSectors: 1},
+			{Name: "sdb", Model: "Stick", Size: 8 << 30, State: capsulev1.DiskHealthState_DISK_HEALTH_STATE_SILENT, Message: "not asked: a disk on USB or in a slot", Removable: true},
 		},
 		Uplinks: []*capsulev1.UplinkState{
 			{Name: "enp1s0", Addresses: []string{"10.0.0.2/24", "fd00::2/64"}, HardwareAddress: "52:54:00:12:34:56", Carrier: true, Speed: 2500},

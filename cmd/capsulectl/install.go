@@ -170,6 +170,11 @@ func contentText(c *capsulev1.DiskContent) string {
 func tellPlan(a *app, o InstallOptions, plan *capsulev1.PlanInstallResponse) {
 	d := plan.GetDisk()
 	a.ui.note("Capsule %s is installed on disk %s (%s, %s, now %s)", plan.GetVersion(), o.idOf(d), d.GetModel(), size(int64(d.GetBytes())), d.GetName())
+	tellLost(a, d)
+}
+
+// tellLost lists what is on a disk that is about to be erased.
+func tellLost(a *app, d *capsulev1.Disk) {
 	if len(d.GetContents()) == 0 {
 		a.ui.note("it is empty: nothing is lost")
 		return

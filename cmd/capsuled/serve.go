@@ -10,6 +10,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -22,6 +23,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"capsule/internal/audit"
+	"capsule/internal/await"
 	"capsule/internal/clock"
 	"capsule/internal/config"
 	"capsule/internal/container"
@@ -36,6 +38,7 @@ import (
 	"capsule/internal/qemu"
 	"capsule/internal/secret"
 	"capsule/internal/server"
+	"capsule/internal/storage"
 	"capsule/internal/store"
 	"capsule/internal/update"
 	"capsule/internal/uplink"
@@ -68,9 +71,12 @@ type daemon struct {
 	client     *containerd.Client
 	conn       *grpc.ClientConn
 	images     *image.Store
-	volumes    *volume.Manager // nil in recovery mode
-	secrets    *secret.Book    // nil in recovery mode
-	kept       chan struct{}   // closed once volumes are usable
+	volumes    *volume.Manager  // nil in recovery mode
+	secrets    *secret.Book     // nil in recovery mode
+	kept       chan struct{}    // closed once volumes are usable
+	disks      *storage.Manager // nil in recovery mode
+	assembled  chan struct{}    // closed once the disks are known
+	disksRest  chan struct{}    // closed once nothing is done with disks any more
 	loop       atomic.Pointer[workload.Loop]
 	looping    chan struct{} // closed once the loop is there
 	updates    *update.Manager
@@ -94,7 +100,7 @@ type daemon struct {
 func serve(ctx context.Context) error {
 	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stdout, nil)))
 	m := newMachine()
-	d := &daemon{machine: m, filtered: make(chan struct{}), looping: make(chan struct{}), kept: make(chan struct{}), timing: make(chan struct{}, 1)}
+	d := &daemon{machine: m, filtered: make(chan struct{}), looping: make(chan struct{}), kept: make(chan struct{}), assembled: make(chan struct{}), disksRest: make(chan struct{}), timing: make(chan struct{}, 1)}
 	d.openStore()
 	if d.store != nil {
 		defer d.store.Close()
@@ -136,6 +142,7 @@ func serve(ctx context.Context) error {
 		go d.watchMachine(life)
 		go d.watchUpdate(life)
 		go d.keepVolumes(life)
+		go d.keepDisks(life)
 		go d.keepConfigured(life)
 		go d.openSecrets(life)
 		go func() {
@@ -146,6 +153,7 @@ func serve(ctx context.Context) error {
 		go d.announce(life)
 	} else {
 		close(d.filtered)
+		close(d.disksRest)
 	}
 	if d.trials != nil {
 		go repeat(life, "network of the machine", d.trials.Run)
@@ -178,6 +186,9 @@ func serve(ctx context.Context) error {
 func (d *daemon) restStorage(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, restMax)
 	defer cancel()
+	if _, err := await.Done(ctx, d.disksRest, restMax); err != nil {
+		slog.Error("end the care of disks", "error", err)
+	}
 	if err := lvm.Rest(ctx); err != nil {
 		slog.Error("end the care of volumes", "error", err)
 	}
@@ -330,6 +341,10 @@ func (d *daemon) newServer(id *identity.Identity) (*grpc.Server, error) {
 		o.Traffic, o.Room, o.MachineMemory = d.traffic, room, microvm.Memory
 		o.LastPass = d.lastPass
 		o.WorkloadLink = d.workloadLink
+		if d.disks, err = d.newDisks(); err != nil {
+			return nil, err
+		}
+		o.Disks = patientDisks{d.disks, d}
 		o.Registries, o.Images, o.Runtime, o.Volumes = d.registries, patientImages{d.images, d}, patientRuntime{d}, patientVolumes{d.volumes, d}
 	}
 	d.serves = o
@@ -370,7 +385,12 @@ func (d *daemon) workloads(ctx context.Context) error {
 // takes, then makes volumes be as declared. Until then workloads that mount some
 // wait, and others don't.
 func (d *daemon) keepVolumes(ctx context.Context) {
+	known := sync.OnceFunc(func() { close(d.assembled) })
 	repeat(ctx, "volumes", func(ctx context.Context) error {
+		if err := d.disks.Assemble(ctx); err != nil {
+			slog.Error("find the disks of the pool", "error", err) // what lies on PERM is there
+		}
+		known()
 		// What an lvm command did that went down with a former daemon.
 		if err := lvm.Resume(ctx); err != nil {
 			return err

@@ -104,7 +104,7 @@ func (w *Watch) listDisks() {
 		if h == nil {
 			h = &v1.DiskHealth{
 				Name: d.Name, Model: d.Model, Serial: d.ID(), Size: d.Bytes, Removable: d.Removable, System: d.Name == w.System,
-				State: v1.DiskState_DISK_STATE_PENDING, Message: "not asked yet",
+				State: v1.DiskHealthState_DISK_HEALTH_STATE_PENDING, Message: "not asked yet",
 			}
 		}
 		w.disks = append(w.disks, h)

@@ -93,14 +93,14 @@ func TestWatch(t *testing.T) {
 		go func() { defer close(ended); _ = w.Run(ctx) }()
 		synctest.Wait()
 		first := w.Disks()
-		want := []*v1.DiskHealth{{Name: "vda", Serial: "one", Size: 1 << 30, System: true, State: v1.DiskState_DISK_STATE_PENDING, Message: "not asked yet"}}
+		want := []*v1.DiskHealth{{Name: "vda", Serial: "one", Size: 1 << 30, System: true, State: v1.DiskHealthState_DISK_HEALTH_STATE_PENDING, Message: "not asked yet"}}
 		if diff := cmp.Diff(want, first, protocmp.Transform()); diff != "" {
 			t.Error(diff)
 		}
 		again(ctx, disksAfter+1, disksEvery, cancel) // the clock goes on only now
 		<-ended
 		asked := w.Disks()
-		if len(asked) != 1 || asked[0].State != v1.DiskState_DISK_STATE_SILENT || asked[0].CheckedAt == nil || first[0].State != v1.DiskState_DISK_STATE_PENDING {
+		if len(asked) != 1 || asked[0].State != v1.DiskHealthState_DISK_HEALTH_STATE_SILENT || asked[0].CheckedAt == nil || first[0].State != v1.DiskHealthState_DISK_HEALTH_STATE_PENDING {
 			t.Errorf("%v, before %v", asked, first)
 		}
 		if err := os.RemoveAll(filepath.Join(root, "sys/block/vda")); err != nil {

@@ -12,13 +12,13 @@ import (
 	"capsule/internal/disk"
 )
 
-// A device is a disk that is open for writing, by us alone.
-type device struct {
+// A Device is a disk that is open for writing, by us alone.
+type Device struct {
 	*os.File
 }
 
 // openDevice fails when anything of the disk is in use.
-func openDevice(path string) (*device, error) {
+func openDevice(path string) (*Device, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|unix.O_EXCL, 0)
 	if errors.Is(err, unix.EBUSY) {
 		return nil, fmt.Errorf("disk %q is in use: %w", path, errdefs.ErrFailedPrecondition)
@@ -26,12 +26,12 @@ func openDevice(path string) (*device, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open disk: %w", err)
 	}
-	return &device{f}, nil
+	return &Device{f}, nil
 }
 
 // describe says which disk is open, by its number: its name may have gone to another
 // one since the plan was made.
-func (d *device) describe(sysfs string) (disk.Device, error) {
+func (d *Device) describe(sysfs string) (disk.Device, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(d.Fd()), &st); err != nil {
 		return disk.Device{}, fmt.Errorf("number of disk %q: %w", d.Name(), err)
@@ -49,7 +49,7 @@ func (d *device) describe(sysfs string) (disk.Device, error) {
 }
 
 // Fresh reads past the kernel's cache.
-func (d *device) Fresh() (Reader, error) {
+func (d *Device) Fresh() (Reader, error) {
 	if err := unix.Fadvise(int(d.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
 		return nil, fmt.Errorf("drop the cache: %w", err)
 	}

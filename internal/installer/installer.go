@@ -101,7 +101,7 @@ func (i *Installer) install(ctx context.Context, plan Plan, progress func(Progre
 		return fmt.Errorf("open the stick: %w", err)
 	}
 	defer system.Close()
-	to, err := i.open(target.Path(), plan)
+	to, err := i.Open(target.Path(), plan)
 	if err != nil {
 		return err
 	}
@@ -121,10 +121,10 @@ func (i *Installer) install(ctx context.Context, plan Plan, progress func(Progre
 	return i.finish(w, target.Device)
 }
 
-// open opens the disk of the plan for writing, and makes sure that it's this one, with
+// Open opens the disk of the plan for writing, and makes sure that it's this one, with
 // what was shown on it. While it's open nobody else can take it, nor can another disk
 // take its place.
-func (i *Installer) open(path string, plan Plan) (*device, error) {
+func (i *Installer) Open(path string, plan Plan) (*Device, error) {
 	to, err := openDevice(path)
 	if err != nil {
 		return nil, err

@@ -65,7 +65,7 @@ func TestOpen(t *testing.T) {
 			plan := Plan{Disk: Candidate{Device: disk.Device{Name: "nvme0n1", Serial: "NVME1", WWN: "eui.1", Bytes: size, Sector: 512}}}
 			plan.Digest = digest(plan.Disk)
 			i := New(Options{Sysfs: sysTree(t, tc.disk, tc.sysfs), Boot: disk.Boot{Disk: "sda"}, Log: slog.New(slog.DiscardHandler)})
-			to, err := i.open(image, plan)
+			to, err := i.Open(image, plan)
 			if tc.ok != (err == nil) {
 				t.Fatal(err)
 			}

@@ -47,35 +47,50 @@ type Plan struct {
 	Digest string
 }
 
-// NewPlan finds the disk that is meant, or says why it isn't taken. A pure function.
-func NewPlan(disks []Candidate, choice Choice) (Plan, error) {
-	target, err := chosen(disks, choice)
+// Rules are by which a disk is taken, for whatever purpose: it's named by what stands
+// on its label, and nothing is erased that wasn't shown and agreed to.
+type Rules struct {
+	// Unfit says why a disk can't be taken, whatever is said; "" when it can.
+	Unfit func(Candidate) string
+	// Erase is how an operator says that a disk may be erased; %s is its number.
+	Erase string
+}
+
+var installRules = Rules{Unfit: Unfit, Erase: "--disk %s --erase"}
+
+// NewPlan finds the disk that a capsule is installed on, or says why none is taken. A
+// pure function.
+func NewPlan(disks []Candidate, choice Choice) (Plan, error) { return installRules.Plan(disks, choice) }
+
+// Plan finds the disk that is meant, or says why it isn't taken. A pure function.
+func (r Rules) Plan(disks []Candidate, choice Choice) (Plan, error) {
+	target, err := r.chosen(disks, choice)
 	if err != nil {
 		return Plan{}, err
 	}
-	if why := Unfit(target); why != "" {
+	if why := r.Unfit(target); why != "" {
 		return Plan{}, fmt.Errorf("disk %s: %s: %w", named(target), why, errdefs.ErrFailedPrecondition)
 	}
 	if err := unique(disks, target, choice); err != nil {
 		return Plan{}, err
 	}
 	if len(target.Contents) > 0 && !choice.Erase {
-		return Plan{}, fmt.Errorf("disk %s holds %s: nothing is erased unless you say so with --disk %s --erase: %w",
-			named(target), holds(target), cmp.Or(choice.Disk, target.ID()), errdefs.ErrFailedPrecondition)
+		return Plan{}, fmt.Errorf("disk %s holds %s: nothing is erased unless you say so with %s: %w",
+			named(target), holds(target), fmt.Sprintf(r.Erase, cmp.Or(choice.Disk, target.ID())), errdefs.ErrFailedPrecondition)
 	}
 	return Plan{Disk: target, Digest: digest(target)}, nil
 }
 
-func chosen(disks []Candidate, choice Choice) (Candidate, error) {
+func (r Rules) chosen(disks []Candidate, choice Choice) (Candidate, error) {
 	if choice.Disk != "" {
-		return byID(disks, choice.Disk)
+		return r.byID(disks, choice.Disk)
 	}
 	if choice.Erase {
 		return Candidate{}, fmt.Errorf("the disk to erase isn't named: say which one with --disk SERIAL: %w", errdefs.ErrInvalidArgument)
 	}
 	var empty []Candidate
 	for _, c := range disks {
-		if Unfit(c) == "" && len(c.Contents) == 0 && !c.Removable {
+		if r.Unfit(c) == "" && len(c.Contents) == 0 && !c.Removable {
 			empty = append(empty, c)
 		}
 	}
@@ -83,12 +98,12 @@ func chosen(disks []Candidate, choice Choice) (Candidate, error) {
 	case 1:
 		return empty[0], nil
 	case 0:
-		return Candidate{}, fmt.Errorf("no disk is empty and fits%s: name one with --disk SERIAL: %w", list(disks), errdefs.ErrFailedPrecondition)
+		return Candidate{}, fmt.Errorf("no disk is empty and fits%s: name one with --disk SERIAL: %w", r.list(disks), errdefs.ErrFailedPrecondition)
 	}
-	return Candidate{}, fmt.Errorf("%d disks are empty%s: name one with --disk SERIAL: %w", len(empty), list(empty), errdefs.ErrFailedPrecondition)
+	return Candidate{}, fmt.Errorf("%d disks are empty%s: name one with --disk SERIAL: %w", len(empty), r.list(empty), errdefs.ErrFailedPrecondition)
 }
 
-func byID(disks []Candidate, id string) (Candidate, error) {
+func (r Rules) byID(disks []Candidate, id string) (Candidate, error) {
 	var found []Candidate
 	for _, c := range disks {
 		if c.Is(id) {
@@ -99,7 +114,7 @@ func byID(disks []Candidate, id string) (Candidate, error) {
 	case 1:
 		return found[0], nil
 	case 0:
-		return Candidate{}, fmt.Errorf("no disk has the serial number %q%s: %w", id, list(disks), errdefs.ErrNotFound)
+		return Candidate{}, fmt.Errorf("no disk has the serial number %q%s: %w", id, r.list(disks), errdefs.ErrNotFound)
 	}
 	return Candidate{}, same(found, id)
 }
@@ -138,7 +153,10 @@ func unique(disks []Candidate, target Candidate, choice Choice) error {
 
 // Unfit says why a capsule can't be installed on a disk, whatever is said; "" when it
 // can.
-func Unfit(c Candidate) string {
+func Unfit(c Candidate) string { return UnfitFor(c, disk.NeededBytes) }
+
+// UnfitFor is Unfit for another purpose, for which a disk needs so many bytes.
+func UnfitFor(c Candidate, needed uint64) string {
 	switch {
 	case c.Booted:
 		return "it's the one that this system runs from"
@@ -146,8 +164,8 @@ func Unfit(c Candidate) string {
 		return "it's write-protected"
 	case c.Fault != "":
 		return "it can't be read: " + c.Fault
-	case c.Bytes < disk.NeededBytes:
-		return fmt.Sprintf("it's too small: it has %d MiB, and %d MiB are needed", c.Bytes>>20, disk.NeededBytes>>20)
+	case c.Bytes < needed:
+		return fmt.Sprintf("it's too small: it has %d MiB, and %d MiB are needed", c.Bytes>>20, needed>>20)
 	case c.Sector != 512 && c.Sector != 4096:
 		return fmt.Sprintf("its blocks have %d bytes, and only 512 and 4096 will do", c.Sector)
 	case c.ID() == "":
@@ -196,14 +214,14 @@ func holds(c Candidate) string {
 }
 
 // list names disks with why each isn't taken.
-func list(disks []Candidate) string {
+func (r Rules) list(disks []Candidate) string {
 	var parts []string
 	for i, c := range disks {
 		if i == listMax {
 			parts = append(parts, fmt.Sprintf("and %d more", len(disks)-i))
 			break
 		}
-		why := Unfit(c)
+		why := r.Unfit(c)
 		if why == "" && len(c.Contents) > 0 {
 			why = "it holds " + holds(c)
 		}

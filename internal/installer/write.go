@@ -143,22 +143,29 @@ func (w *writer) WriteAt(p []byte, at int64) (int, error) {
 	return n, err
 }
 
-// clear takes away all by which the disk is known, from the first sector on, and
-// leaves our mark.
+// clear takes away all by which the disk is known.
 func (w *writer) clear() error {
+	return Clear(w, w.table.Sector, int64(w.table.Sectors)*int64(w.table.Sector))
+}
+
+// Clear takes away all by which a disk is known, from the first sector on, and leaves
+// our mark: from then on it counts as empty.
+func Clear(to interface {
+	io.WriterAt
+	Sync() error
+}, sector int, sizeBytes int64) error {
 	head := make([]byte, chunkBytes)
-	copy(head, disk.UnfinishedMark(w.table.Sector))
-	size := int64(w.table.Sectors) * int64(w.table.Sector)
-	if _, err := w.WriteAt(head, 0); err != nil {
+	copy(head, disk.UnfinishedMark(sector))
+	if _, err := to.WriteAt(head, 0); err != nil {
 		return err
 	}
-	if err := w.target.Sync(); err != nil {
+	if err := to.Sync(); err != nil {
 		return err
 	}
-	if _, err := w.WriteAt(make([]byte, chunkBytes), size-chunkBytes); err != nil {
+	if _, err := to.WriteAt(make([]byte, chunkBytes), sizeBytes-chunkBytes); err != nil {
 		return err
 	}
-	return w.target.Sync()
+	return to.Sync()
 }
 
 func (w *writer) partition(name string) (at int64, err error) {

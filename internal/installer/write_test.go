@@ -54,7 +54,7 @@ func source(t *testing.T) Source {
 
 // A fakeDisk is a file that can lose power after so many writes, and lie.
 type fakeDisk struct {
-	*device
+	*Device
 	left   int  // writes until the cut; negative: never
 	fails  int  // the write, counted from 0, that alone fails; negative: none
 	blind  bool // once something was verified, it reads no more
@@ -78,7 +78,7 @@ func (d *fakeDisk) WriteAt(p []byte, at int64) (int, error) {
 	if d.writes-1 == d.forget {
 		return len(p), nil
 	}
-	return d.device.WriteAt(p, at)
+	return d.Device.WriteAt(p, at)
 }
 
 func (d *fakeDisk) Fresh() (Reader, error) {
@@ -86,7 +86,7 @@ func (d *fakeDisk) Fresh() (Reader, error) {
 		return nil, errCut
 	}
 	d.verified = true
-	return d.device.Fresh()
+	return d.Device.Fresh()
 }
 
 // emptyDisk is a sparse file; used: with something everywhere where we write.
@@ -112,7 +112,7 @@ func emptyDisk(t *testing.T, size int64, used bool) *fakeDisk {
 			}
 		}
 	}
-	return &fakeDisk{device: &device{f}, left: -1, fails: -1, forget: -1}
+	return &fakeDisk{Device: &Device{f}, left: -1, fails: -1, forget: -1}
 }
 
 // write is an installation without what stands around it.

@@ -3,21 +3,26 @@ package lvm
 import (
 	"fmt"
 	"regexp"
+	"strings"
 )
 
 // config is lvm.conf for a machine without udev, dmeventd, lvmpolld and devices
-// file. Only the one physical volume is ever looked at, so a foreign disk with a
+// file. Only our own physical volumes are ever looked at, so a foreign disk with a
 // group of the same name can't be mistaken for ours. The threshold is both where lvm
 // refuses new volumes and the kernel's low water mark, of which WatchPool tells. A
 // full pool gives errors at once, instead of hanging its writers.
-func config(device string) []byte {
+func config(devices ...string) []byte {
+	var filter strings.Builder
+	for _, device := range devices {
+		fmt.Fprintf(&filter, `"a|^%s$|",`, regexp.QuoteMeta(device))
+	}
 	return fmt.Appendf(nil, `# Written at every boot.
 devices {
 	obtain_device_list_from_udev=0
 	external_device_info_source="none"
 	use_devicesfile=0
 	hints="none"
-	global_filter=["a|^%s$|","r|.*|"]
+	global_filter=[%s"r|.*|"]
 	scan_lvs=0
 	multipath_component_detection=0
 	md_component_detection=0
@@ -47,5 +52,5 @@ backup {
 	backup=0
 	archive=0
 }
-`, regexp.QuoteMeta(device))
+`, filter.String())
 }

@@ -133,11 +133,11 @@ func Create(ctx context.Context, device string) error {
 			return err
 		}
 	}
-	s, err := readState(ctx)
+	s, err := readState(ctx, device)
 	if err != nil {
 		return err
 	}
-	l := plan(s.size, s.extent)
+	l := plan(s.home, s.size, s.extent)
 	if l.pool == 0 {
 		return fmt.Errorf("PERM of %d bytes is too small: %w", s.size, errdefs.ErrInvalidArgument)
 	}

@@ -13,10 +13,10 @@ type growth struct{ perm, pool, metadata uint64 }
 // wanted compares a group with the plan for its size. Volumes that were extended
 // beyond the plan stay, and gains under growMin wait.
 func wanted(s state) growth {
-	l := plan(s.size, s.extent)
+	l := plan(s.home, s.size, s.extent)
 	var g growth
-	if have := s.volumes[Perm]; have > 0 && l.perm >= have+growMin {
-		g.perm = l.perm
+	if have := s.volumes[Perm]; have > 0 && min(l.perm, have+s.homeFree) >= have+growMin {
+		g.perm = min(l.perm, have+s.homeFree)
 	}
 	if have := s.volumes[Pool]; have > 0 && l.pool >= have+growMin {
 		g.pool = l.pool
@@ -27,13 +27,14 @@ func wanted(s state) growth {
 	return g
 }
 
-// Grow extends the group to its partition, and perm and the pool by plan. perm is
-// mounted at dir and stays in use. Every step can be cut and repeated.
-func Grow(ctx context.Context, device, dir string) error {
-	if _, err := command(ctx, "pvresize", device); err != nil {
+// Grow extends the group to its disks, of which home is PERM, and perm and the pool by
+// plan. perm is mounted at dir and stays in use, and on home: without the other disks
+// the machine comes up all the same. Every step can be cut and repeated.
+func Grow(ctx context.Context, dir, home string, others ...string) error {
+	if _, err := command(ctx, append([]string{"pvresize", home}, others...)...); err != nil {
 		return err
 	}
-	s, err := readState(ctx)
+	s, err := readState(ctx, home)
 	if err != nil {
 		return err
 	}
@@ -42,7 +43,7 @@ func Grow(ctx context.Context, device, dir string) error {
 		to   uint64
 		args []string
 	}{
-		{g.perm, []string{"lvextend", "-y", "-L", bytesArg(g.perm), Group + "/" + Perm}},
+		{g.perm, []string{"lvextend", "-y", "-L", bytesArg(g.perm), Group + "/" + Perm, home}},
 		{g.metadata, []string{"lvextend", "-y", "--poolmetadatasize", "+" + bytesArg(g.metadata-s.volumes[Pool+"_tmeta"]), Group + "/" + Pool}},
 		{g.pool, []string{"lvextend", "-y", "-L", bytesArg(g.pool), Group + "/" + Pool}},
 	} {

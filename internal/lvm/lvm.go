@@ -1,7 +1,12 @@
-// Package lvm owns the machine's volume group "capsule" on the PERM partition: it
-// creates it on a disk that is provably new, activates it, grows it with the disk,
-// and makes, extends and removes the thin volumes in its pool. Nothing is ever
-// initialised that might hold data, and no volume is removed but by name.
+// Package lvm owns the machine's volume group "capsule" on the PERM partition, and on
+// the disks that were added to it: it creates it on a disk that is provably new,
+// activates it, grows it with its disks, and makes, extends and removes the thin
+// volumes in its pool. Nothing is ever initialised that might hold data, and no volume
+// is removed but by name.
+//
+// Which disks belong to the group, their metadata says (Assemble): no other disk is
+// looked at, whatever is on it. /perm lies on PERM alone, so that the machine comes
+// up without the others.
 //
 // Each call takes a third of a second and more, so there is one per operation, and
 // what the kernel knows (how full the pool is, whether a volume is there) is asked
@@ -12,6 +17,7 @@
 package lvm
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -24,6 +30,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"capsule/internal/durable"
 	"capsule/internal/run"
 )
 
@@ -75,16 +82,19 @@ func command(ctx context.Context, args ...string) ([]byte, error) {
 	return run.Output(context.WithoutCancel(ctx), commandMax, "lvm", args...)
 }
 
-// Setup writes lvm.conf for exactly this physical volume and points the process
-// and its children to it.
-func Setup(device string) error {
+// Setup writes lvm.conf for exactly these physical volumes and points the process
+// and its children to it. Commands that run already keep to what they have read.
+func Setup(devices ...string) error {
 	for _, dir := range []string{ConfigDir, lockDir} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return err
 		}
 	}
-	if err := os.WriteFile(filepath.Join(ConfigDir, "lvm.conf"), config(device), 0o600); err != nil {
-		return fmt.Errorf("configure lvm: %w", err)
+	file, text := filepath.Join(ConfigDir, "lvm.conf"), config(devices...)
+	if now, err := os.ReadFile(file); err != nil || !bytes.Equal(now, text) {
+		if err := durable.WriteFile(file, text, 0o600); err != nil {
+			return fmt.Errorf("configure lvm: %w", err)
+		}
 	}
 	return errors.Join(os.Setenv("LVM_SYSTEM_DIR", ConfigDir), os.Setenv("LVM_SUPPRESS_FD_WARNINGS", "1"))
 }
@@ -92,7 +102,7 @@ func Setup(device string) error {
 // ActivatePerm makes /dev/capsule/perm appear, and nothing else: it's what the
 // start waits for.
 func ActivatePerm(ctx context.Context) error {
-	_, err := command(ctx, "lvchange", "-y", "-ay", Group+"/"+Perm)
+	_, err := command(ctx, "lvchange", "-y", "-ay", "--poll", "n", Group+"/"+Perm)
 	return err
 }
 
@@ -100,7 +110,7 @@ func ActivatePerm(ctx context.Context) error {
 // stayed inactive, which a cut in the middle of creating one leaves behind; the
 // rest is usable, so look tells the caller to look instead of giving up.
 func Activate(ctx context.Context) (look bool, err error) {
-	_, err = command(ctx, "vgchange", "-y", "-ay", Group)
+	_, err = command(ctx, "vgchange", "-y", "-ay", "--poll", "n", Group)
 	var exit *exec.ExitError
 	if errors.As(err, &exit) && exit.ExitCode() == needsLook {
 		return true, nil
@@ -114,9 +124,10 @@ func Deactivate(ctx context.Context) error {
 	return err
 }
 
-// state is what the group looks like now, in bytes.
+// state is what the group looks like now, in bytes. home is the part of it on PERM.
 type state struct {
 	extent, size, free uint64
+	home, homeFree     uint64
 	volumes            map[string]uint64
 }
 
@@ -125,7 +136,8 @@ func readGroup(ctx context.Context) ([]byte, error) {
 		"-o", "vg_extent_size,vg_size,vg_free", Group)
 }
 
-func readState(ctx context.Context) (state, error) {
+// readState asks for the group whose home is this device.
+func readState(ctx context.Context, home string) (state, error) {
 	out, err := readGroup(ctx)
 	if err != nil {
 		return state{}, err
@@ -135,13 +147,33 @@ func readState(ctx context.Context) (state, error) {
 	if err != nil {
 		return state{}, err
 	}
-	return parseState(out, lvs)
+	s, err := parseState(out, lvs)
+	if err != nil {
+		return state{}, err
+	}
+	disks, err := Physicals(ctx)
+	if err != nil {
+		return state{}, err
+	}
+	return s, s.place(disks, home)
+}
+
+// place notes which part of the group lies on its home.
+func (s *state) place(disks []Physical, home string) error {
+	for _, d := range disks {
+		if d.Device == home {
+			s.home, s.homeFree = uint64(d.SizeBytes), uint64(d.FreeBytes)
+			return nil
+		}
+	}
+	return fmt.Errorf("volume group %q is not on %q: %w", Group, home, errdefs.ErrNotFound)
 }
 
 // report is the shape of lvm's JSON: every value is a string.
 type report struct {
 	Report []struct {
 		VG []map[string]string `json:"vg"`
+		PV []map[string]string `json:"pv"`
 		LV []map[string]string `json:"lv"`
 	} `json:"report"`
 }

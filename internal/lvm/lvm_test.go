@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"flag"
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -25,7 +26,7 @@ func TestPlan(t *testing.T) {
 		"16 TB":          {14000 * gib, 64 * 1024, 13551616, 1024},
 		"far too small":  {12 * mib, 4, 0, 8},
 	} {
-		got := plan(tc.size, extent)
+		got := plan(tc.size, tc.size, extent)
 		if diff := cmp.Diff(layout{tc.perm * mib, tc.pool * mib, tc.metadata * mib}, got, cmp.AllowUnexported(layout{})); diff != "" {
 			t.Errorf("%s: %s", name, diff)
 		}
@@ -36,7 +37,7 @@ func TestPlan(t *testing.T) {
 func TestPlanFits(t *testing.T) {
 	const extent = 4 * mib
 	for size := uint64(64 * mib); size < 1<<44; size += size/7/extent*extent + extent {
-		l := plan(size, extent)
+		l := plan(size, size, extent)
 		if used := l.perm + l.pool + 2*l.metadata; l.pool > 0 && used > size-size/20 {
 			t.Errorf("size %d MiB: %+v uses %d", size/mib, l, used)
 		}
@@ -47,7 +48,7 @@ func TestPlanFits(t *testing.T) {
 }
 
 func TestWanted(t *testing.T) {
-	now := state{extent: 4 * mib, size: 5116 * mib, volumes: map[string]uint64{Perm: 508 * mib, Pool: 404 * mib, Pool + "_tmeta": 28 * mib}}
+	now := state{extent: 4 * mib, size: 5116 * mib, home: 5116 * mib, homeFree: 4200 * mib, volumes: map[string]uint64{Perm: 508 * mib, Pool: 404 * mib, Pool + "_tmeta": 28 * mib}}
 	want := growth{perm: 2556 * mib, pool: 2048 * mib, metadata: 128 * mib}
 	if diff := cmp.Diff(want, wanted(now), cmp.AllowUnexported(growth{})); diff != "" {
 		t.Error(diff)
@@ -55,6 +56,29 @@ func TestWanted(t *testing.T) {
 	now.volumes = map[string]uint64{Perm: 2556 * mib, Pool: 4000 * mib, Pool + "_tmeta": 128 * mib} // the pool has been extended beyond its plan
 	if diff := cmp.Diff(growth{}, wanted(now), cmp.AllowUnexported(growth{})); diff != "" {
 		t.Error("as planned:", diff)
+	}
+	// A second disk is the pool's: perm stays, also where its own disk has no room left.
+	now.size = 20 * gib
+	want = growth{pool: 16644 * mib}
+	if diff := cmp.Diff(want, wanted(now), cmp.AllowUnexported(growth{})); diff != "" {
+		t.Error("with a second disk:", diff)
+	}
+	now.home, now.homeFree = 40*gib, 100*mib
+	now.size = 60 * gib
+	if got := wanted(now).perm; got != 2656*mib {
+		t.Errorf("perm gets %d MiB of a disk that the pool has taken", got/mib)
+	}
+}
+
+// /perm is on PERM alone: a group whose home isn't in it is none of ours.
+func TestPlace(t *testing.T) {
+	disks := []Physical{{Device: "/dev/vdb", SizeBytes: 2 * gib, FreeBytes: gib}, {Device: "/dev/vda4", SizeBytes: 3 * gib, FreeBytes: mib}}
+	var s state
+	if err := s.place(disks, "/dev/vda4"); err != nil || s.home != 3*gib || s.homeFree != mib {
+		t.Error(s, err)
+	}
+	if err := s.place(disks, "/dev/vdc4"); !errdefs.IsNotFound(err) {
+		t.Error(err)
 	}
 }
 
@@ -72,6 +96,9 @@ func TestConfig(t *testing.T) {
 	}
 	if diff := cmp.Diff(string(want), string(got)); diff != "" {
 		t.Error(diff)
+	}
+	if two := string(config("/dev/vda4", "/dev/sdb")); !strings.Contains(two, `global_filter=["a|^/dev/vda4$|","a|^/dev/sdb$|","r|.*|"]`) {
+		t.Error(two)
 	}
 }
 

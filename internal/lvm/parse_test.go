@@ -5,6 +5,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
+
+	"capsule/internal/dm"
 )
 
 // What lvm 2.03.31 reports of a group with a pool and volumes.
@@ -148,4 +150,76 @@ func FuzzParseThin(f *testing.F) {
 		}
 		_, _ = parseState(lvs, lvs)
 	})
+}
+
+// What lvm 2.03.31 reports of a group on three disks, of which one is gone and one is
+// left.
+const somePhysicals = `{"report": [{"pv": [
+	{"pv_name":"/dev/vda4", "pv_uuid":"Zs1b0m-rAtE-4cQk-BqQx-0JmY-0aZk-3n9UOe", "pv_size":"1069547520", "pv_free":"54525952", "dev_size":"1073741824", "pv_missing":"", "pv_allocatable":"allocatable", "vg_name":"capsule"},
+	{"pv_name":"/dev/vdb", "pv_uuid":"aaaaaa-bbbb-cccc-dddd-eeee-ffff-gggggg", "pv_size":"4290772992", "pv_free":"0", "dev_size":"4294967296", "pv_missing":"", "pv_allocatable":"", "vg_name":"capsule"},
+	{"pv_name":"[unknown]", "pv_uuid":"hhhhhh-bbbb-cccc-dddd-eeee-ffff-gggggg", "pv_size":"4290772992", "pv_free":"4290772992", "dev_size":"0", "pv_missing":"missing", "pv_allocatable":"allocatable", "vg_name":"capsule"},
+	{"pv_name":"/dev/vdc", "pv_uuid":"iiiiii-bbbb-cccc-dddd-eeee-ffff-gggggg", "pv_size":"1", "pv_free":"1", "dev_size":"1", "pv_missing":"", "pv_allocatable":"", "vg_name":""}
+]}], "log": []}`
+
+func TestParsePhysicals(t *testing.T) {
+	got, err := parsePhysicals([]byte(somePhysicals))
+	want := []Physical{
+		{ID: "Zs1b0mrAtE4cQkBqQx0JmY0aZk3n9UOe", Device: "/dev/vda4", SizeBytes: 1069547520, FreeBytes: 54525952, DeviceBytes: 1 << 30},
+		{ID: "aaaaaabbbbccccddddeeeeffffgggggg", Device: "/dev/vdb", SizeBytes: 4290772992, DeviceBytes: 4 << 30, Closed: true},
+		{ID: "hhhhhhbbbbccccddddeeeeffffgggggg", SizeBytes: 4290772992, FreeBytes: 4290772992, Missing: true},
+	}
+	if diff := cmp.Diff(want, got); err != nil || diff != "" {
+		t.Error(err, diff)
+	}
+	for _, bad := range []string{``, `{}`, `{"report":[{"pv":[{"vg_name":"capsule"}]}]}`,
+		`{"report":[{"pv":[{"vg_name":"capsule","pv_uuid":"x","pv_size":"1","pv_free":"1","dev_size":"1"}]}]}`} {
+		if got, err := parsePhysicals([]byte(bad)); err == nil {
+			t.Errorf("%s: %v", bad, got)
+		}
+	}
+}
+
+func FuzzParsePhysicals(f *testing.F) {
+	f.Add([]byte(somePhysicals), "2 254:1 254:2 17/400 1 AA 1 core")
+	f.Fuzz(func(t *testing.T, pvs []byte, status string) {
+		all, err := parsePhysicals(pvs)
+		for _, p := range all {
+			if err == nil && (len(p.ID) != idLen || p.UsedBytes() < 0 || p.Missing != (p.Device == "")) {
+				t.Errorf("%+v", p)
+			}
+		}
+		if same, regions, err := mirrored(status); err == nil && (same < 0 || same > regions) {
+			t.Error(same, regions)
+		}
+	})
+}
+
+func TestMoved(t *testing.T) {
+	linear := func(sectors uint64, at string) dm.Target {
+		return dm.Target{Sectors: sectors, Kind: "linear", Params: at + " 2048"}
+	}
+	mirror := func(params string) dm.Target { return dm.Target{Sectors: 800, Kind: "mirror", Params: params} }
+	plain := func(sectors uint64) dm.Target { return dm.Target{Sectors: sectors, Kind: "linear"} }
+	const table = "core 2 1024 nosync 2 8:0 2048 8:16 2048"
+	for name, tc := range map[string]struct {
+		table, status []dm.Target
+		done, total   int64 // sectors
+		fails         bool
+	}{
+		"a part done, one under way, one to come": {
+			table:  []dm.Target{linear(100, "8:16"), mirror(table), linear(300, "8:0")},
+			status: []dm.Target{plain(100), mirror("2 8:0 8:16 1/4 1 AA 1 core"), plain(300)}, done: 300, total: 1200,
+		},
+		"all done":                   {table: []dm.Target{linear(100, "8:16")}, status: []dm.Target{plain(100)}, done: 100, total: 100},
+		"another disk's number":      {table: []dm.Target{linear(100, "8:160")}, status: []dm.Target{plain(100)}, total: 100},
+		"of two moments":             {table: []dm.Target{linear(100, "8:16")}, fails: true},
+		"a status that says nothing": {table: []dm.Target{mirror(table)}, status: []dm.Target{mirror("")}, fails: true},
+		"of no regions":              {table: []dm.Target{mirror(table)}, status: []dm.Target{mirror("2 8:0 8:16 0/0 1 AA 1 core")}, fails: true},
+		"cut short":                  {table: []dm.Target{mirror(table)}, status: []dm.Target{mirror("2 8:0 8:16")}, fails: true},
+	} {
+		done, total, err := moved(tc.table, tc.status, "8:16")
+		if done != tc.done*512 || total != tc.total*512 || (err != nil) != tc.fails {
+			t.Errorf("%s: %d of %d, %v", name, done, total, err)
+		}
+	}
 }

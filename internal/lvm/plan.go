@@ -20,14 +20,15 @@ type layout struct {
 	perm, pool, metadata uint64
 }
 
-// plan divides a group of this size. perm gets a fifth, between 4 and 64 GiB, but
+// plan divides a group of this size, of which so much is on PERM, where all of /perm
+// lies. perm gets a fifth of that, between 4 and 64 GiB, but
 // on small disks never more than half. The pool's metadata is 0.05 % between 128
 // MiB and 1 GiB (it's there twice: with lvm's spare for repairs), on small disks
 // a 32nd. A twentieth stays free: the last resort for a pool that ran full.
-func plan(size, extent uint64) layout {
+func plan(home, size, extent uint64) layout {
 	down := func(n uint64) uint64 { return n / extent * extent }
 	var l layout
-	l.perm = down(min(max(size/5, permMin), permMax, size/2))
+	l.perm = down(min(max(home/5, permMin), permMax, home/2))
 	l.metadata = down(max(min(max(size/2000, metadataMin), metadataMax, size/32), 2*extent))
 	if used := l.perm + 2*l.metadata + size/20; used < size {
 		l.pool = down(size - used)

@@ -29,6 +29,9 @@ func Resume(ctx context.Context) error {
 	}
 	// They run by the table of before the command; the group's metadata may be newer.
 	refresh := onVolumes(resumed, "lvchange", "-y", "--refresh")
+	if slices.ContainsFunc(resumed, ofMove) { // hidden: lvm refreshes it with those that lie on it
+		refresh = refreshAll
+	}
 	_, refreshErr := command(ctx, refresh...)
 	if refreshErr == nil {
 		return err

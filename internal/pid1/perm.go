@@ -6,8 +6,10 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -32,7 +34,7 @@ func (m *machine) openPerm(ctx context.Context) (created bool, err error) {
 	if m.boot.PERM == "" {
 		return false, m.fail(fmt.Errorf("the boot disk has no partition %s", disk.PERM))
 	}
-	if err := lvm.Setup(m.boot.PERM); err != nil {
+	if err := lvm.Setup(m.boot.PERM); err != nil { // /perm lies there alone
 		return false, m.fail(err)
 	}
 	content, err := lvm.Inspect(m.boot.PERM)
@@ -156,6 +158,44 @@ func makeFolders(perm string) error {
 	return nil
 }
 
+const (
+	lateMax   = 10 * time.Second // for a disk of the group to appear
+	lateEvery = 500 * time.Millisecond
+)
+
+// findDisks has lvm use the other disks of the group too, which nobody waits for but
+// the pool. Serve goes on to look for what is missing, and says so.
+func (m *machine) findDisks() (whole bool, err error) {
+	var parts lvm.Parts
+	for begin := time.Now(); ; time.Sleep(lateEvery) {
+		var devices []string
+		for _, d := range disk.Devices(sysfs) {
+			if d.Name != m.boot.Disk {
+				devices = append(devices, d.Path())
+			}
+		}
+		if parts, err = lvm.Assemble(m.boot.PERM, devices); err != nil {
+			return false, err
+		}
+		if len(parts.Missing) == 0 || time.Since(begin) > lateMax {
+			break
+		}
+	}
+	whole = len(parts.Missing) == 0
+	if len(parts.Found) == 0 {
+		return whole, nil
+	}
+	for _, device := range parts.Found {
+		if _, err := lvm.MendMetadata(device); err != nil {
+			m.log.important("volume group: %v", err)
+		}
+	}
+	if m.modules != nil { // what was being moved when the machine went down can't be opened without
+		err = m.modules.Load("dm_mirror")
+	}
+	return whole, errors.Join(err, lvm.Setup(append([]string{m.boot.PERM}, slices.Sorted(maps.Values(parts.Found))...)...))
+}
+
 // activatePool opens all volumes. One that stays closed is a half-created one,
 // which its owner finds and removes.
 func (m *machine) activatePool(ctx context.Context) error {
@@ -184,7 +224,7 @@ func (m *machine) growStorage(ctx context.Context) error {
 		return nil
 	}
 	begin := time.Now()
-	if err := lvm.Grow(ctx, m.boot.PERM, permDir); err != nil {
+	if err := lvm.Grow(ctx, permDir, m.boot.PERM); err != nil {
 		return err
 	}
 	m.log.say("storage uses %d MiB of the disk, after %v", size>>20, time.Since(begin).Round(time.Millisecond))

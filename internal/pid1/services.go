@@ -125,10 +125,17 @@ func (m *machine) reapOrphans(ctx context.Context) {
 // that has grown. Orphans are reaped after it, since it runs programs itself.
 func (m *machine) finishStorage(ctx context.Context, created bool) {
 	if m.reason == "" {
+		whole, err := m.findDisks()
+		if err != nil {
+			m.log.important("disks of the pool: %v", err)
+		}
+		if !whole {
+			m.log.important("a disk of the pool is missing")
+		}
 		if err := m.activatePool(ctx); err != nil {
 			m.log.important("volumes: %v", err)
 		}
-		if !created {
+		if !created && whole {
 			if err := m.growStorage(ctx); err != nil {
 				m.log.important("grow to the disk's size: %v", err)
 			}

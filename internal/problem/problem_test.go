@@ -21,7 +21,7 @@ func info(change func(*v1.InfoResponse)) *v1.InfoResponse {
 		BootedAt: timestamppb.New(booted), Time: timestamppb.New(booted.Add(time.Hour)), ClockSynchronized: true, DaemonStarts: 1,
 		MemoryTotal: 1 << 30, MemoryAvailable: 1 << 29, PermTotal: 100 << 30, PermFree: 60 << 30,
 		Pool:         &v1.Pool{Level: v1.PoolLevel_POOL_LEVEL_OK},
-		Disks:        []*v1.DiskHealth{{Name: "sda", State: v1.DiskState_DISK_STATE_GOOD}, {Name: "vdb", State: v1.DiskState_DISK_STATE_SILENT}},
+		Disks:        []*v1.DiskHealth{{Name: "sda", State: v1.DiskHealthState_DISK_HEALTH_STATE_GOOD}, {Name: "vdb", State: v1.DiskHealthState_DISK_HEALTH_STATE_SILENT}},
 		Temperatures: []*v1.Temperature{{Name: "coretemp: Core 0", Celsius: 60, Critical: 100}, {Name: "acpitz", Celsius: 120}},
 		Uplinks:      []*v1.UplinkState{{Name: "enp1s0", Carrier: true}},
 	}
@@ -60,8 +60,8 @@ func TestOf(t *testing.T) {
 		"disks": {
 			func(i *v1.InfoResponse) {
 				i.Disks = []*v1.DiskHealth{
-					{Name: "sda", State: v1.DiskState_DISK_STATE_WORN, Message: "3 sectors had to be replaced"},
-					{Name: "nvme0n1", Model: "Fast", Serial: "S1", State: v1.DiskState_DISK_STATE_FAILING, Message: "it takes no more writes"},
+					{Name: "sda", State: v1.DiskHealthState_DISK_HEALTH_STATE_WORN, Message: "3 sectors had to be replaced"},
+					{Name: "nvme0n1", Model: "Fast", Serial: "S1", State: v1.DiskHealthState_DISK_HEALTH_STATE_FAILING, Message: "it takes no more writes"},
 				}
 			}, nil,
 			[]string{

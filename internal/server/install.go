@@ -27,15 +27,15 @@ type installs struct {
 func (s *installs) ListDisks(context.Context, *capsulev1.ListDisksRequest) (*capsulev1.ListDisksResponse, error) {
 	resp := &capsulev1.ListDisksResponse{}
 	for _, c := range s.Installer.Disks() {
-		resp.Disks = append(resp.Disks, diskOf(c))
+		resp.Disks = append(resp.Disks, diskOf(c, installer.Unfit(c)))
 	}
 	return resp, nil
 }
 
-func diskOf(c installer.Candidate) *capsulev1.Disk {
+func diskOf(c installer.Candidate, unfit string) *capsulev1.Disk {
 	d := &capsulev1.Disk{
 		Name: c.Name, Model: c.Model, Serial: c.Serial, Wwn: c.WWN, Bytes: c.Bytes, BlockBytes: uint32(c.Sector),
-		Removable: c.Removable, Booted: c.Booted, Unfit: installer.Unfit(c),
+		Removable: c.Removable, Booted: c.Booted, Unfit: unfit,
 	}
 	for _, content := range c.Contents {
 		d.Contents = append(d.Contents, &capsulev1.DiskContent{Where: content.Where, Kind: content.Kind, Label: content.Label, Bytes: content.Bytes})
@@ -49,7 +49,7 @@ func (s *installs) PlanInstall(_ context.Context, req *capsulev1.PlanInstallRequ
 	if err != nil {
 		return nil, err
 	}
-	return &capsulev1.PlanInstallResponse{Disk: diskOf(plan.Disk), Digest: plan.Digest, Version: s.Version}, nil
+	return &capsulev1.PlanInstallResponse{Disk: diskOf(plan.Disk, installer.Unfit(plan.Disk)), Digest: plan.Digest, Version: s.Version}, nil
 }
 
 // progressEvery is how often a caller hears of an installation.

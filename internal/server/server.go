@@ -81,6 +81,8 @@ type Options struct {
 	// Debug runs a command with the slot's tools in the machine itself, as a driver runs
 	// one in a workload; nil where there are none.
 	Debug func(context.Context, workload.Exec) (int, error)
+	// Disks is nil in recovery mode.
+	Disks Disks
 	// Kinds of workloads that have a driver here.
 	Kinds   []string
 	Machine Machine
@@ -143,6 +145,7 @@ func New(o Options) (*grpc.Server, error) {
 	capsulev1.RegisterImageServiceServer(s, &images{Options: o})
 	capsulev1.RegisterUpdateServiceServer(s, newUpdates(o))
 	capsulev1.RegisterInstallServiceServer(s, &installs{Options: o})
+	capsulev1.RegisterDiskServiceServer(s, &disks{Options: o})
 	capsulev1.RegisterCapsuleServiceServer(s, &capsule{Options: o})
 	capsulev1.RegisterDebugServiceServer(s, &debugging{Options: o})
 	capsulev1.RegisterEventServiceServer(s, &events{Options: o})

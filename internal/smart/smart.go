@@ -57,11 +57,11 @@ func Read(sysfs string, h *v1.DiskHealth) {
 	}
 }
 
-func silent(h *v1.DiskHealth, why string) { h.State, h.Message = v1.DiskState_DISK_STATE_SILENT, why }
+func silent(h *v1.DiskHealth, why string) { h.State, h.Message = v1.DiskHealthState_DISK_HEALTH_STATE_SILENT, why }
 
 func asleep(h *v1.DiskHealth) {
 	h.Asleep = true
-	if h.GetState() <= v1.DiskState_DISK_STATE_PENDING {
+	if h.GetState() <= v1.DiskHealthState_DISK_HEALTH_STATE_PENDING {
 		silent(h, "sleeps, and was not woken up to ask")
 	}
 }
@@ -91,12 +91,12 @@ func open(path string) (*os.File, error) {
 
 // judge gives the state of a disk by what stands against it, the worst first.
 func judge(h *v1.DiskHealth, failing, worn []string) {
-	h.State, h.Message = v1.DiskState_DISK_STATE_GOOD, ""
+	h.State, h.Message = v1.DiskHealthState_DISK_HEALTH_STATE_GOOD, ""
 	if len(worn) > 0 {
-		h.State, h.Message = v1.DiskState_DISK_STATE_WORN, strings.Join(worn, ", ")
+		h.State, h.Message = v1.DiskHealthState_DISK_HEALTH_STATE_WORN, strings.Join(worn, ", ")
 	}
 	if len(failing) > 0 {
-		h.State, h.Message = v1.DiskState_DISK_STATE_FAILING, strings.Join(append(failing, worn...), ", ")
+		h.State, h.Message = v1.DiskHealthState_DISK_HEALTH_STATE_FAILING, strings.Join(append(failing, worn...), ", ")
 	}
 }
 

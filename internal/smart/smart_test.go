@@ -26,17 +26,17 @@ func nvmeLog(change func([]byte)) []byte {
 func TestNVMe(t *testing.T) {
 	for name, tc := range map[string]struct {
 		change  func([]byte)
-		state   v1.DiskState
+		state   v1.DiskHealthState
 		message string
 	}{
-		"good":        {func([]byte) {}, v1.DiskState_DISK_STATE_GOOD, ""},
-		"read-only":   {func(b []byte) { b[0] = 1 << 3 }, v1.DiskState_DISK_STATE_FAILING, "it takes no more writes"},
-		"hot":         {func(b []byte) { b[0] = 1 << 1 }, v1.DiskState_DISK_STATE_WORN, "it is too hot or too cold"},
-		"no spare":    {func(b []byte) { b[3] = 9 }, v1.DiskState_DISK_STATE_FAILING, "its spare blocks run out"},
-		"said itself": {func(b []byte) { b[0], b[3] = 1, 9 }, v1.DiskState_DISK_STATE_FAILING, "its spare blocks run out"},
-		"used up":     {func(b []byte) { b[5] = 104 }, v1.DiskState_DISK_STATE_WORN, "104 % of its life is used up"},
-		"one error":   {func(b []byte) { b[160] = 1 }, v1.DiskState_DISK_STATE_WORN, "1 error of its media"},
-		"both":        {func(b []byte) { b[0], b[160] = 1<<2, 2 }, v1.DiskState_DISK_STATE_FAILING, "its media are no longer reliable, 2 errors of its media"},
+		"good":        {func([]byte) {}, v1.DiskHealthState_DISK_HEALTH_STATE_GOOD, ""},
+		"read-only":   {func(b []byte) { b[0] = 1 << 3 }, v1.DiskHealthState_DISK_HEALTH_STATE_FAILING, "it takes no more writes"},
+		"hot":         {func(b []byte) { b[0] = 1 << 1 }, v1.DiskHealthState_DISK_HEALTH_STATE_WORN, "it is too hot or too cold"},
+		"no spare":    {func(b []byte) { b[3] = 9 }, v1.DiskHealthState_DISK_HEALTH_STATE_FAILING, "its spare blocks run out"},
+		"said itself": {func(b []byte) { b[0], b[3] = 1, 9 }, v1.DiskHealthState_DISK_HEALTH_STATE_FAILING, "its spare blocks run out"},
+		"used up":     {func(b []byte) { b[5] = 104 }, v1.DiskHealthState_DISK_HEALTH_STATE_WORN, "104 % of its life is used up"},
+		"one error":   {func(b []byte) { b[160] = 1 }, v1.DiskHealthState_DISK_HEALTH_STATE_WORN, "1 error of its media"},
+		"both":        {func(b []byte) { b[0], b[160] = 1<<2, 2 }, v1.DiskHealthState_DISK_HEALTH_STATE_FAILING, "its media are no longer reliable, 2 errors of its media"},
 	} {
 		var h v1.DiskHealth
 		if err := parseNVMe(nvmeLog(tc.change), &h); err != nil || h.State != tc.state || h.Message != tc.message {
@@ -79,14 +79,14 @@ func TestATA(t *testing.T) {
 	}{
 		"good": {
 			map[byte][6]byte{9: {0x39, 0x30, 0, 0x77, 1}, 194: {38, 0, 20, 0, 45, 0}}, good,
-			&v1.DiskHealth{State: v1.DiskState_DISK_STATE_GOOD, PowerOnHours: 12345, Celsius: 38},
+			&v1.DiskHealth{State: v1.DiskHealthState_DISK_HEALTH_STATE_GOOD, PowerOnHours: 12345, Celsius: 38},
 		},
-		"airflow only": {map[byte][6]byte{190: {29}}, good, &v1.DiskHealth{State: v1.DiskState_DISK_STATE_GOOD, Celsius: 29}},
+		"airflow only": {map[byte][6]byte{190: {29}}, good, &v1.DiskHealth{State: v1.DiskHealthState_DISK_HEALTH_STATE_GOOD, Celsius: 29}},
 		"lost sectors": {
 			map[byte][6]byte{5: {3, 0, 9}, 197: {1}}, good,
-			&v1.DiskHealth{State: v1.DiskState_DISK_STATE_WORN, Message: "1 sector can't be read, 3 sectors had to be replaced", ReallocatedSectors: 3, PendingSectors: 1},
+			&v1.DiskHealth{State: v1.DiskHealthState_DISK_HEALTH_STATE_WORN, Message: "1 sector can't be read, 3 sectors had to be replaced", ReallocatedSectors: 3, PendingSectors: 1},
 		},
-		"fails": {nil, fails, &v1.DiskHealth{State: v1.DiskState_DISK_STATE_FAILING, Message: "it says itself that it fails soon"}},
+		"fails": {nil, fails, &v1.DiskHealth{State: v1.DiskHealthState_DISK_HEALTH_STATE_FAILING, Message: "it says itself that it fails soon"}},
 	} {
 		var h v1.DiskHealth
 		if err := parseATA(ataPage(tc.raw), tc.status, &h); err != nil {
@@ -122,15 +122,15 @@ func TestSense(t *testing.T) {
 func TestMMC(t *testing.T) {
 	for _, tc := range []struct {
 		life, spare string
-		state       v1.DiskState
+		state       v1.DiskHealthState
 		used        uint32
 	}{
-		{"0x01 0x02", "0x01", v1.DiskState_DISK_STATE_GOOD, 20},
-		{"0x0b 0x01", "0x01", v1.DiskState_DISK_STATE_WORN, 110},
-		{"0x01 0x01", "0x02", v1.DiskState_DISK_STATE_WORN, 10},
-		{"0x01 0x01", "0x03", v1.DiskState_DISK_STATE_FAILING, 10},
-		{"0x00 0x00", "0x00", v1.DiskState_DISK_STATE_SILENT, 0},
-		{"", "", v1.DiskState_DISK_STATE_SILENT, 0},
+		{"0x01 0x02", "0x01", v1.DiskHealthState_DISK_HEALTH_STATE_GOOD, 20},
+		{"0x0b 0x01", "0x01", v1.DiskHealthState_DISK_HEALTH_STATE_WORN, 110},
+		{"0x01 0x01", "0x02", v1.DiskHealthState_DISK_HEALTH_STATE_WORN, 10},
+		{"0x01 0x01", "0x03", v1.DiskHealthState_DISK_HEALTH_STATE_FAILING, 10},
+		{"0x00 0x00", "0x00", v1.DiskHealthState_DISK_HEALTH_STATE_SILENT, 0},
+		{"", "", v1.DiskHealthState_DISK_HEALTH_STATE_SILENT, 0},
 	} {
 		var h v1.DiskHealth
 		if parseMMC(tc.life, tc.spare, &h); h.State != tc.state || h.GetUsedPercent() != tc.used {
@@ -149,20 +149,20 @@ func TestReadLeavesDisksAlone(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "runtime_status"), []byte("suspended\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	known := &v1.DiskHealth{Name: "sdz", State: v1.DiskState_DISK_STATE_GOOD, Celsius: 30}
-	if Read(sysfs, known); !known.Asleep || known.State != v1.DiskState_DISK_STATE_GOOD || known.Celsius != 30 {
+	known := &v1.DiskHealth{Name: "sdz", State: v1.DiskHealthState_DISK_HEALTH_STATE_GOOD, Celsius: 30}
+	if Read(sysfs, known); !known.Asleep || known.State != v1.DiskHealthState_DISK_HEALTH_STATE_GOOD || known.Celsius != 30 {
 		t.Errorf("%v", known)
 	}
 	fresh := &v1.DiskHealth{Name: "sdz"}
-	if Read(sysfs, fresh); !fresh.Asleep || fresh.State != v1.DiskState_DISK_STATE_SILENT {
+	if Read(sysfs, fresh); !fresh.Asleep || fresh.State != v1.DiskHealthState_DISK_HEALTH_STATE_SILENT {
 		t.Errorf("%v", fresh)
 	}
 	usb := &v1.DiskHealth{Name: "sdy", Removable: true}
-	if Read(sysfs, usb); usb.State != v1.DiskState_DISK_STATE_SILENT || usb.Asleep {
+	if Read(sysfs, usb); usb.State != v1.DiskHealthState_DISK_HEALTH_STATE_SILENT || usb.Asleep {
 		t.Errorf("%v", usb)
 	}
 	gone := &v1.DiskHealth{Name: "nvme99n1"}
-	if Read(sysfs, gone); gone.State != v1.DiskState_DISK_STATE_SILENT || gone.Message != "does not answer: no such file or directory" {
+	if Read(sysfs, gone); gone.State != v1.DiskHealthState_DISK_HEALTH_STATE_SILENT || gone.Message != "does not answer: no such file or directory" {
 		t.Errorf("%v", gone)
 	}
 }
@@ -183,11 +183,11 @@ func FuzzLogs(f *testing.F) {
 	f.Add([]byte{0x72, 1, 0, 0x1d, 0, 0, 0, 14, 9, 12})
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var h v1.DiskHealth
-		if parseNVMe(data, &h) == nil && h.State < v1.DiskState_DISK_STATE_GOOD {
+		if parseNVMe(data, &h) == nil && h.State < v1.DiskHealthState_DISK_HEALTH_STATE_GOOD {
 			t.Errorf("no verdict: %v", &h)
 		}
 		status, _ := parseSense(data)
-		if parseATA(data, status, &h) == nil && h.State < v1.DiskState_DISK_STATE_GOOD {
+		if parseATA(data, status, &h) == nil && h.State < v1.DiskHealthState_DISK_HEALTH_STATE_GOOD {
 			t.Errorf("no verdict: %v", &h)
 		}
 		parseMMC(string(data), string(data), &h)

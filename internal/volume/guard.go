@@ -71,6 +71,15 @@ func (m *Manager) readReserve(ctx context.Context) {
 	m.guard.reserve.Store(free)
 }
 
+// PoolChanged takes up that the pool has another size, or is there again: what waited
+// for room, or for a disk, is looked at.
+func (m *Manager) PoolChanged(ctx context.Context) {
+	m.readReserve(ctx)
+	for _, name := range m.keys(ctx) {
+		m.Wake(name)
+	}
+}
+
 // lookAtPool tells what changed with the pool, and extends its metadata.
 func (m *Manager) lookAtPool(ctx context.Context) {
 	p, err := lvm.ReadPool()
@@ -93,9 +102,7 @@ func (m *Manager) lookAtPool(ctx context.Context) {
 		m.notePool(kind, text)
 	}
 	if before >= v1.PoolLevel_POOL_LEVEL_CRITICAL && m.guard.level < v1.PoolLevel_POOL_LEVEL_CRITICAL {
-		for _, name := range m.keys(ctx) { // what had to wait
-			m.Wake(name)
-		}
+		m.PoolChanged(ctx) // for what had to wait
 	}
 }
 

@@ -134,66 +134,66 @@ func (Severity) EnumDescriptor() ([]byte, []int) {
 	return file_capsule_v1_capsule_proto_rawDescGZIP(), []int{1}
 }
 
-// DiskState is what a disk says of its own health.
-type DiskState int32
+// DiskHealthState is what a disk says of its own health.
+type DiskHealthState int32
 
 const (
-	DiskState_DISK_STATE_UNSPECIFIED DiskState = 0
+	DiskHealthState_DISK_HEALTH_STATE_UNSPECIFIED DiskHealthState = 0
 	// Not asked yet.
-	DiskState_DISK_STATE_PENDING DiskState = 1
+	DiskHealthState_DISK_HEALTH_STATE_PENDING DiskHealthState = 1
 	// It tells nothing, as disks of virtual machines and many on USB.
-	DiskState_DISK_STATE_SILENT DiskState = 2
-	DiskState_DISK_STATE_GOOD   DiskState = 3
+	DiskHealthState_DISK_HEALTH_STATE_SILENT DiskHealthState = 2
+	DiskHealthState_DISK_HEALTH_STATE_GOOD   DiskHealthState = 3
 	// It works, and has lost sectors or is worn.
-	DiskState_DISK_STATE_WORN DiskState = 4
+	DiskHealthState_DISK_HEALTH_STATE_WORN DiskHealthState = 4
 	// By its own word it fails, or is about to.
-	DiskState_DISK_STATE_FAILING DiskState = 5
+	DiskHealthState_DISK_HEALTH_STATE_FAILING DiskHealthState = 5
 )
 
-// Enum value maps for DiskState.
+// Enum value maps for DiskHealthState.
 var (
-	DiskState_name = map[int32]string{
-		0: "DISK_STATE_UNSPECIFIED",
-		1: "DISK_STATE_PENDING",
-		2: "DISK_STATE_SILENT",
-		3: "DISK_STATE_GOOD",
-		4: "DISK_STATE_WORN",
-		5: "DISK_STATE_FAILING",
+	DiskHealthState_name = map[int32]string{
+		0: "DISK_HEALTH_STATE_UNSPECIFIED",
+		1: "DISK_HEALTH_STATE_PENDING",
+		2: "DISK_HEALTH_STATE_SILENT",
+		3: "DISK_HEALTH_STATE_GOOD",
+		4: "DISK_HEALTH_STATE_WORN",
+		5: "DISK_HEALTH_STATE_FAILING",
 	}
-	DiskState_value = map[string]int32{
-		"DISK_STATE_UNSPECIFIED": 0,
-		"DISK_STATE_PENDING":     1,
-		"DISK_STATE_SILENT":      2,
-		"DISK_STATE_GOOD":        3,
-		"DISK_STATE_WORN":        4,
-		"DISK_STATE_FAILING":     5,
+	DiskHealthState_value = map[string]int32{
+		"DISK_HEALTH_STATE_UNSPECIFIED": 0,
+		"DISK_HEALTH_STATE_PENDING":     1,
+		"DISK_HEALTH_STATE_SILENT":      2,
+		"DISK_HEALTH_STATE_GOOD":        3,
+		"DISK_HEALTH_STATE_WORN":        4,
+		"DISK_HEALTH_STATE_FAILING":     5,
 	}
 )
 
-func (x DiskState) Enum() *DiskState {
-	p := new(DiskState)
+func (x DiskHealthState) Enum() *DiskHealthState {
+	p := new(DiskHealthState)
 	*p = x
 	return p
 }
 
-func (x DiskState) String() string {
+func (x DiskHealthState) String() string {
 	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
 }
 
-func (DiskState) Descriptor() protoreflect.EnumDescriptor {
+func (DiskHealthState) Descriptor() protoreflect.EnumDescriptor {
 	return file_capsule_v1_capsule_proto_enumTypes[2].Descriptor()
 }
 
-func (DiskState) Type() protoreflect.EnumType {
+func (DiskHealthState) Type() protoreflect.EnumType {
 	return &file_capsule_v1_capsule_proto_enumTypes[2]
 }
 
-func (x DiskState) Number() protoreflect.EnumNumber {
+func (x DiskHealthState) Number() protoreflect.EnumNumber {
 	return protoreflect.EnumNumber(x)
 }
 
-// Deprecated: Use DiskState.Descriptor instead.
-func (DiskState) EnumDescriptor() ([]byte, []int) {
+// Deprecated: Use DiskHealthState.Descriptor instead.
+func (DiskHealthState) EnumDescriptor() ([]byte, []int) {
 	return file_capsule_v1_capsule_proto_rawDescGZIP(), []int{2}
 }
 
@@ -718,8 +718,8 @@ type DiskHealth struct {
 	Model  string `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`
 	Serial string `protobuf:"bytes,3,opt,name=serial,proto3" json:"serial,omitempty"`
 	// Bytes.
-	Size  uint64    `protobuf:"varint,4,opt,name=size,proto3" json:"size,omitempty"`
-	State DiskState `protobuf:"varint,5,opt,name=state,proto3,enum=capsule.v1.DiskState" json:"state,omitempty"`
+	Size  uint64          `protobuf:"varint,4,opt,name=size,proto3" json:"size,omitempty"`
+	State DiskHealthState `protobuf:"varint,5,opt,name=state,proto3,enum=capsule.v1.DiskHealthState" json:"state,omitempty"`
 	// One sentence on the state.
 	Message string `protobuf:"bytes,6,opt,name=message,proto3" json:"message,omitempty"`
 	// When it was asked last; a disk that sleeps is left to.
@@ -802,11 +802,11 @@ func (x *DiskHealth) GetSize() uint64 {
 	return 0
 }
 
-func (x *DiskHealth) GetState() DiskState {
+func (x *DiskHealth) GetState() DiskHealthState {
 	if x != nil {
 		return x.State
 	}
-	return DiskState_DISK_STATE_UNSPECIFIED
+	return DiskHealthState_DISK_HEALTH_STATE_UNSPECIFIED
 }
 
 func (x *DiskHealth) GetMessage() string {
@@ -1758,14 +1758,14 @@ const file_capsule_v1_capsule_proto_rawDesc = "" +
 	"\vTemperature\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\acelsius\x18\x02 \x01(\x01R\acelsius\x12\x1a\n" +
-	"\bcritical\x18\x03 \x01(\x01R\bcritical\"\xa8\x04\n" +
+	"\bcritical\x18\x03 \x01(\x01R\bcritical\"\xae\x04\n" +
 	"\n" +
 	"DiskHealth\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05model\x18\x02 \x01(\tR\x05model\x12\x16\n" +
 	"\x06serial\x18\x03 \x01(\tR\x06serial\x12\x12\n" +
-	"\x04size\x18\x04 \x01(\x04R\x04size\x12+\n" +
-	"\x05state\x18\x05 \x01(\x0e2\x15.capsule.v1.DiskStateR\x05state\x12\x18\n" +
+	"\x04size\x18\x04 \x01(\x04R\x04size\x121\n" +
+	"\x05state\x18\x05 \x01(\x0e2\x1b.capsule.v1.DiskHealthStateR\x05state\x12\x18\n" +
 	"\amessage\x18\x06 \x01(\tR\amessage\x129\n" +
 	"\n" +
 	"checked_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\tcheckedAt\x12\x16\n" +
@@ -1843,14 +1843,14 @@ const file_capsule_v1_capsule_proto_rawDesc = "" +
 	"\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rSEVERITY_NOTE\x10\x01\x12\x14\n" +
 	"\x10SEVERITY_WARNING\x10\x02\x12\x15\n" +
-	"\x11SEVERITY_CRITICAL\x10\x03*\x98\x01\n" +
-	"\tDiskState\x12\x1a\n" +
-	"\x16DISK_STATE_UNSPECIFIED\x10\x00\x12\x16\n" +
-	"\x12DISK_STATE_PENDING\x10\x01\x12\x15\n" +
-	"\x11DISK_STATE_SILENT\x10\x02\x12\x13\n" +
-	"\x0fDISK_STATE_GOOD\x10\x03\x12\x13\n" +
-	"\x0fDISK_STATE_WORN\x10\x04\x12\x16\n" +
-	"\x12DISK_STATE_FAILING\x10\x052\xc8\x04\n" +
+	"\x11SEVERITY_CRITICAL\x10\x03*\xc8\x01\n" +
+	"\x0fDiskHealthState\x12!\n" +
+	"\x1dDISK_HEALTH_STATE_UNSPECIFIED\x10\x00\x12\x1d\n" +
+	"\x19DISK_HEALTH_STATE_PENDING\x10\x01\x12\x1c\n" +
+	"\x18DISK_HEALTH_STATE_SILENT\x10\x02\x12\x1a\n" +
+	"\x16DISK_HEALTH_STATE_GOOD\x10\x03\x12\x1a\n" +
+	"\x16DISK_HEALTH_STATE_WORN\x10\x04\x12\x1d\n" +
+	"\x19DISK_HEALTH_STATE_FAILING\x10\x052\xc8\x04\n" +
 	"\x0eCapsuleService\x12?\n" +
 	"\x04Info\x12\x17.capsule.v1.InfoRequest\x1a\x18.capsule.v1.InfoResponse\"\x04\x88\xb5\x18\x01\x12]\n" +
 	"\x04Logs\x12%.capsule.v1.CapsuleServiceLogsRequest\x1a&.capsule.v1.CapsuleServiceLogsResponse\"\x04\x88\xb5\x18\x010\x01\x12E\n" +
@@ -1877,7 +1877,7 @@ var file_capsule_v1_capsule_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_capsule_v1_capsule_proto_goTypes = []any{
 	(Mode)(0),                          // 0: capsule.v1.Mode
 	(Severity)(0),                      // 1: capsule.v1.Severity
-	(DiskState)(0),                     // 2: capsule.v1.DiskState
+	(DiskHealthState)(0),               // 2: capsule.v1.DiskHealthState
 	(*InfoRequest)(nil),                // 3: capsule.v1.InfoRequest
 	(*InfoResponse)(nil),               // 4: capsule.v1.InfoResponse
 	(*Problem)(nil),                    // 5: capsule.v1.Problem
@@ -1914,7 +1914,7 @@ var file_capsule_v1_capsule_proto_depIdxs = []int32{
 	8,  // 8: capsule.v1.InfoResponse.uplinks:type_name -> capsule.v1.UplinkState
 	9,  // 9: capsule.v1.InfoResponse.clock:type_name -> capsule.v1.ClockState
 	1,  // 10: capsule.v1.Problem.severity:type_name -> capsule.v1.Severity
-	2,  // 11: capsule.v1.DiskHealth.state:type_name -> capsule.v1.DiskState
+	2,  // 11: capsule.v1.DiskHealth.state:type_name -> capsule.v1.DiskHealthState
 	22, // 12: capsule.v1.DiskHealth.checked_at:type_name -> google.protobuf.Timestamp
 	25, // 13: capsule.v1.ClockState.offset:type_name -> google.protobuf.Duration
 	22, // 14: capsule.v1.ClockState.checked_at:type_name -> google.protobuf.Timestamp
