@@ -142,7 +142,7 @@ func TestLosses(t *testing.T) {
 					return
 				}
 			}
-			t.Errorf("no loss %s: …%s…; there are %q", test.path, test.message, r.Losses)
+			t.Errorf("no loss %s: …%s…; there are %v", test.path, test.message, r.Losses)
 		})
 	}
 }
