@@ -24,6 +24,9 @@ func (s *service) health() {
 		s.spec.Health = &capsulev1.Health{None: true}
 		return
 	}
+	if len(h.Test) == 0 && h.Timeout == nil && h.Interval == nil && h.StartPeriod == nil && h.StartInterval == nil && h.Retries == nil {
+		return // "disable: false" alone: the image's check, there and here
+	}
 	if len(h.Test) < 2 {
 		s.lose(path, "only times of the image's own check can't be said; it is made with its own: write the whole check")
 		return

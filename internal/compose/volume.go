@@ -57,7 +57,7 @@ func (c *converter) declaredVolume(key string) {
 	}
 	c.volumes["volume "+key] = made
 	if bool(v.External) {
-		c.lose(join(path, "external"), "a volume %q is expected, and not declared: make it with \"capsulectl volume import FILE %s\" of what the old one holds", made.name, made.name)
+		c.lose(join(path, "external"), "a volume %q is expected, and not declared: \"capsulectl volume create %s --size SIZE\" makes it, empty", made.name, made.name)
 	} else {
 		made.declare(c.src.VolumeSize)
 	}
@@ -159,6 +159,9 @@ func (s *service) bind(m types.ServiceVolumeConfig, at string) {
 	from := filepath.ToSlash(m.Source)
 	switch {
 	case from == "/etc/localtime" || from == "/etc/timezone":
+		if s.model.env[s.config.Name]["TZ"] != "" {
+			return // says the same
+		}
 		s.lose(at, "a workload's clock shows UTC, whatever the capsule's; left out: set TZ in its env, such as \"Europe/Berlin\"")
 	case strings.HasSuffix(from, "/docker.sock"):
 		s.lose(at, "there is no Docker to talk to; left out: what needs it does not work")
@@ -232,7 +235,11 @@ func (s *service) bindFolder(m types.ServiceVolumeConfig, at string) {
 		return
 	}
 	mount.CopyImageContent = new(false) // a folder hides what the image has
-	s.lose(at, "no folder of a machine is mounted; the new volume %q is in its place, empty: fill it with \"capsulectl cp %s/. %s:%s\"", v.name, m.Source, s.names[s.config.Name], m.Target)
+	how := "fill it"
+	if m.ReadOnly {
+		how = "leave readOnly out until it is filled"
+	}
+	s.lose(at, "no folder of a machine is mounted; the new volume %q is in its place, empty: %s with \"capsulectl cp %s/. %s:%s\"", v.name, how, m.Source, s.names[s.config.Name], m.Target)
 }
 
 func isFile(name string) bool {
