@@ -38,7 +38,8 @@ const VolumeSizeDefault = 10 << 30
 type Source struct {
 	// Name of the file for messages.
 	Name string
-	// Dir is the folder that relative paths start from. Only files in it are read.
+	// Dir is the folder that relative paths start from. Files that are mounted are read
+	// in it only.
 	Dir string
 	// Data is the text of the file, at most MaxBytes.
 	Data []byte
@@ -91,6 +92,9 @@ func Convert(ctx context.Context, src Source) (*Result, error) {
 	m, err := load(ctx, src)
 	if err != nil {
 		return nil, err
+	}
+	if n := len(m.project.Services); n > manifest.MaxObjects {
+		return nil, fmt.Errorf("read %q: it has %d services, at most %d are taken", src.Name, n, manifest.MaxObjects)
 	}
 	c := &converter{src: src, model: m, where: where, names: map[string]string{}, volumes: map[string]*volume{}, secrets: map[string]*capsulev1.Object{}, taken: map[string]bool{}}
 	c.convert()

@@ -1,7 +1,6 @@
 package compose
 
 import (
-	"fmt"
 	"maps"
 	"regexp"
 	"slices"
@@ -133,13 +132,4 @@ func first(list []string) string {
 		return ""
 	}
 	return list[0]
-}
-
-// quoted names what a list holds.
-func quoted(list []string) string {
-	parts := make([]string, 0, len(list))
-	for _, s := range list {
-		parts = append(parts, fmt.Sprintf("%q", s))
-	}
-	return strings.Join(parts, ", ")
 }
