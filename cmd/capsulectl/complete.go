@@ -18,12 +18,12 @@ import (
 // longer. What is not there by then, or fails, completes to nothing.
 const completeMax = time.Second
 
-// names gives those that an argument may have.
-type names func(ctx context.Context, a *app) []string
+// lister gives those that an argument may have.
+type lister func(ctx context.Context, a *app) []string
 
 // completion is what the arguments of a command may be.
 type completion struct {
-	names names
+	names lister
 	many  bool // of all arguments, not of the first one only
 }
 
@@ -47,7 +47,7 @@ func addCompletions(a *app, root *cobra.Command) {
 	for _, cmd := range all(root) {
 		path := strings.TrimPrefix(cmd.CommandPath(), root.Name()+" ")
 		if c, ok := args[path]; ok {
-			cmd.ValidArgsFunction = complete(a, func(given int) names {
+			cmd.ValidArgsFunction = complete(a, func(given int) lister {
 				switch {
 				case c.many || given == 0:
 					return c.names
@@ -58,13 +58,13 @@ func addCompletions(a *app, root *cobra.Command) {
 			})
 		}
 	}
-	must(root.RegisterFlagCompletionFunc("capsule", complete(a, func(int) names { return contextNames })))
+	must(root.RegisterFlagCompletionFunc("capsule", complete(a, func(int) lister { return contextNames })))
 	must(root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp)))
 }
 
 // complete gives the names that begin as what was typed, those given already left out.
 // Nothing is ever printed: it would land in somebody's command line.
-func complete(a *app, which func(given int) names) cobra.CompletionFunc {
+func complete(a *app, which func(given int) lister) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, args []string, begun string) ([]string, cobra.ShellCompDirective) {
 		list := which(len(args))
 		if list == nil {
@@ -120,7 +120,7 @@ func kindNames(context.Context, *app) []string {
 }
 
 // objectNames are those of the kind that was given first.
-func objectNames(cmd *cobra.Command) names {
+func objectNames(cmd *cobra.Command) lister {
 	kind := strings.TrimSuffix(strings.ToLower(cmd.Flags().Arg(0)), "s")
 	return func(ctx context.Context, a *app) []string {
 		return declared(ctx, a, func(o *capsulev1.Object) bool {

@@ -31,7 +31,7 @@ func TestCompletionEnds(t *testing.T) {
 	cmd := &cobra.Command{}
 	cmd.SetContext(t.Context())
 	begun := time.Now()
-	found, _ := complete(&app{ui: &ui{}}, func(int) names { return hangs })(cmd, nil, "")
+	found, _ := complete(&app{ui: &ui{}}, func(int) lister { return hangs })(cmd, nil, "")
 	if took := time.Since(begun); len(found) > 0 || took > completeMax+2*time.Second {
 		t.Errorf("%q after %v", found, took)
 	}

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
@@ -21,8 +20,7 @@ func newManCommand() *cobra.Command {
 			if err := os.MkdirAll(args[0], 0o755); err != nil {
 				return err
 			}
-			seconds, _ := strconv.ParseInt(version.BuildUnix, 10, 64) //nolint:errcheck // no date is as good as 1970
-			for name, text := range manPages(cmd.Root(), time.Unix(seconds, 0).UTC()) {
+			for name, text := range manPages(cmd.Root(), version.BuildTime().UTC()) {
 				if err := os.WriteFile(filepath.Join(args[0], name), []byte(text), 0o644); err != nil { //nolint:gosec // for all to read
 					return err
 				}
