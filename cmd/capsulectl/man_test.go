@@ -42,7 +42,7 @@ func TestManPages(t *testing.T) {
 }
 
 // requests that pages are made of.
-var requests = regexp.MustCompile(`^\.(TH|SH|B|BR|TP|PP|nf|fi)( |$)`)
+var requests = regexp.MustCompile(`^\.(TH|SH|B|BR|TP|PP|nf|fi)[ \n]`)
 
 func TestManPageSaysAll(t *testing.T) {
 	page := pagesOfMan()["capsulectl-apply.1"]

@@ -196,12 +196,15 @@ func TestSlug(t *testing.T) {
 
 // A prefix keeps the workloads of two projects apart.
 func TestPrefix(t *testing.T) {
-	r, err := Convert(t.Context(), Source{Name: "c", Dir: t.TempDir(), Prefix: "x-", Data: []byte("services: {db: {image: a}}")})
+	r, err := Convert(t.Context(), Source{Name: "c", Dir: t.TempDir(), Prefix: "x-", Data: []byte("services: {db: {image: a}, app: {image: a, environment: {HOST: db}}}")})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := r.Objects[0].GetMeta().GetName(); got != "x-db" {
+	if got := r.Objects[1].GetMeta().GetName(); got != "x-db" {
 		t.Errorf("called %q", got)
+	}
+	if len(r.Losses) != 1 || r.Losses[0].Path != "services.app.environment.HOST" { // the name itself was asked for
+		t.Errorf("losses: %v", r.Losses)
 	}
 }
 

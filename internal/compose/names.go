@@ -70,7 +70,9 @@ func (c *converter) renamed() {
 	for _, name := range c.serviceNames() {
 		called := c.names[name]
 		for _, old := range c.oldNames(name) {
-			c.lose(old.path, "the workload is called %q here: nothing answers to %q", called, old.name)
+			if c.src.Prefix == "" || old.name != name { // else it was asked for
+				c.lose(old.path, "the workload is called %q here: nothing answers to %q", called, old.name)
+			}
 			c.mentions(old.name, called)
 		}
 	}
