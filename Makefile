@@ -64,10 +64,16 @@ generate: ## Go of the .proto files, docs/cli.md
 	$(GO) tool -modfile=tools/buf.mod buf generate
 	$(GO) generate ./...
 
+docs: ## build the manual as a site with search to build/docs/
+	$(GO) run ./docs/site
+
+man: ## write the man pages to build/man/
+	$(GO) run -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' ./cmd/capsulectl man build/man
+
 bench: deps image build example ## measure, and print docs/benchmarks.md's figures
 	$(GO) run ./test/bench
 
 clean: ## remove what was built
 	rm -rf bin build
 
-.PHONY: help deps build example demo demo-down test powercut unit lint vulncheck generate bench clean
+.PHONY: help deps build example demo demo-down test powercut unit lint vulncheck generate docs man bench clean

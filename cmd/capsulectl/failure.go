@@ -20,6 +20,7 @@ const (
 	exitUsage    = 2
 	exitNotReady = 3
 	exitRefused  = 4
+	exitLost     = 5 // of "convert": the manifests say less than the Compose file
 )
 
 // failure is an error with its exit code and the next step, where one is known.

@@ -93,13 +93,14 @@ func newRootCommand(a *app) *cobra.Command {
 	root.AddCommand(
 		newApplyCommand(a), newGetCommand(a), newDeleteCommand(a), newEventsCommand(a), newTopCommand(a), newWorkloadCommand(a), newCopyCommand(a),
 		newVolumeCommand(a), newImageCommand(a), newRegistryCommand(a), newCapsuleCommand(a), newReleaseCommand(a), newContextCommand(a), newInstallCommand(a), newDiscoverCommand(a), newClaimCommand(a), newAccessCommand(a), newLabCommand(a),
-		newVersionCommand(a), newDocsCommand(),
+		newConvertCommand(a), newVersionCommand(a), newDocsCommand(), newManCommand(),
 	)
 	root.CompletionOptions.HiddenDefaultCmd = false
 	root.InitDefaultCompletionCmd()
 	for _, cmd := range all(root) {
 		finish(a, cmd)
 	}
+	addCompletions(a, root)
 	return root
 }
 
