@@ -20,6 +20,12 @@ of /perm, 8 GiB of disk; each later one follows a shutdown.`
 // goes on as this computer's, so that its timeouts stay what they are.
 const icount = "shift=0"
 
+const (
+	stageInit       = "process 1 (capsuled) runs"
+	stageAPI        = "**API answers**"
+	stageContainerd = "containerd answers"
+)
+
 // stages of a boot, in the order in which they usually end.
 var stages = []struct {
 	label string
@@ -27,12 +33,12 @@ var stages = []struct {
 }{
 	{"first stage (capsule-boot) runs", regexp.MustCompile(`capsule-boot: started uptime=([0-9.]+)`)},
 	{"root verified and mounted", regexp.MustCompile(`capsule-boot: root of \S+ mounted uptime=([0-9.]+)`)},
-	{"process 1 (capsuled) runs", regexp.MustCompile(`capsule +([0-9.]+)s capsule \S+ starts`)},
+	{stageInit, regexp.MustCompile(`capsule +([0-9.]+)s capsule \S+ starts`)},
 	{"/perm mounted", regexp.MustCompile(`capsule +([0-9.]+)s perm done`)},
 	{"services started", regexp.MustCompile(`capsule +([0-9.]+)s capsuled runs`)},
-	{"**API answers**", regexp.MustCompile(`capsule ready: .*uptime=([0-9.]+)`)},
+	{stageAPI, regexp.MustCompile(`capsule ready: .*uptime=([0-9.]+)`)},
 	{"address by DHCP", regexp.MustCompile(`capsule ready: .*address=[0-9].*uptime=([0-9.]+)`)},
-	{"containerd answers", works},
+	{stageContainerd, works},
 }
 
 // works is what process 1 says when all that a capsule needs is there.

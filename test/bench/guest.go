@@ -19,7 +19,7 @@ const repeats = 3
 
 // guest measures the start of a microVM's guest, and of another one.
 func (b *bench) guest(ctx context.Context) error {
-	d, err := b.debian(ctx)
+	d, err := b.debian(ctx, debianGuest)
 	if err != nil {
 		return err
 	}
@@ -27,11 +27,11 @@ func (b *bench) guest(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	pc, err := b.debianGuest(ctx, d, debianPC)
+	pc, err := b.startDebian(ctx, d, debianPC)
 	if err != nil {
 		return err
 	}
-	micro, err := b.debianGuest(ctx, d, debianMicro)
+	micro, err := b.startDebian(ctx, d, debianMicro)
 	if err != nil {
 		return err
 	}

@@ -26,10 +26,11 @@ func main() {
 		}
 		return
 	}
-	only := flag.String("only", "", "comma-separated parts: "+strings.Join(partNames(), ", "))
+	only := flag.String("only", "", "comma-separated parts, or peers for all of those: "+strings.Join(partNames(), ", "))
+	write := flag.Bool("write", false, "also write the peers' tables to "+page)
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	err := measure(ctx, *only)
+	err := measure(ctx, *only, *write)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "error: bench:", err)
@@ -64,11 +65,27 @@ var parts = []part{
 	{"bundle", "Update bundle", bundleMethod, (*bench).bundle},
 	{"push", "Push of an update", pushMethod, (*bench).pushUpdate},
 	{"rollback", "Rollback", rollbackMethod, (*bench).rollback},
+	{"peers-size", "Beside Debian: size", peersSizeMethod, (*bench).peersSize},
+	{"peers-boot", "Beside Debian: boot", peersBootMethod, (*bench).peersBoot},
+	{"peers-memory", "Beside Debian: memory", peersMemoryMethod, (*bench).peersMemory},
+	{"peers-start", "Beside Debian: start of a container", peersStartMethod, (*bench).peersStart},
+	{"peers-fifty", "Beside Debian: fifty containers", peersFiftyMethod, (*bench).peersFifty},
+	{"peers-daemon", "Beside Debian: the engine ends", peersDaemonMethod, (*bench).peersDaemon},
+	{"peers-reboot", "Beside Debian: restart of the machine", peersRebootMethod, (*bench).peersReboot},
+	{"peers-cut", "Beside Debian: power cuts", peersCutMethod, (*bench).peersCut},
 }
 
 func (p part) wanted(only string) bool {
-	return only == "" || strings.Contains(","+only+",", ","+p.name+",")
+	for name := range strings.SplitSeq(only, ",") {
+		if name == "" || name == p.name || name == allPeers && strings.HasPrefix(p.name, allPeers+"-") {
+			return true
+		}
+	}
+	return false
 }
+
+// allPeers names all parts that have peers.
+const allPeers = "peers"
 
 func partNames() []string {
 	var names []string
@@ -82,9 +99,12 @@ func partNames() []string {
 type bench struct {
 	dir        string // this run's machines and contexts
 	repository string
+	write      bool   // the page's tables that the program can
+	version    string // of the capsule
+	measuredOn string // a sentence
 }
 
-func measure(ctx context.Context, only string) error {
+func measure(ctx context.Context, only string, write bool) error {
 	repository, err := filepath.Abs(".")
 	if err != nil {
 		return err
@@ -94,7 +114,7 @@ func measure(ctx context.Context, only string) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	b := &bench{dir: dir, repository: repository}
+	b := &bench{dir: dir, repository: repository, write: write}
 	for name, value := range map[string]string{
 		"XDG_CONFIG_HOME": filepath.Join(dir, "config"), "XDG_STATE_HOME": filepath.Join(dir, "state"),
 	} {
@@ -127,8 +147,10 @@ func (b *bench) where(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("QEMU's version: %w; run make deps", err)
 	}
-	fmt.Printf("Measured on %s: %s, %s, a computer with %d processors.\n",
-		time.Now().UTC().Format(time.DateOnly), firstLine(string(version)), firstLine(string(qemu)), runtime.NumCPU())
+	b.version = firstLine(string(version))
+	b.measuredOn = fmt.Sprintf("Measured on %s: %s, %s, a computer with %d processors.",
+		time.Now().UTC().Format(time.DateOnly), b.version, firstLine(string(qemu)), runtime.NumCPU())
+	fmt.Println(b.measuredOn)
 	return nil
 }
 

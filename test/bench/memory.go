@@ -44,28 +44,36 @@ func (b *bench) idle(ctx context.Context) (float64, error) {
 	return b.settled(ctx, m)
 }
 
-// small runs containers on the smallest machine.
-func (b *bench) small(ctx context.Context) error {
-	m, err := b.up(ctx, lab.Options{Name: "small", MemoryBytes: 384 * mib, CPUs: 1})
+// grown is the use of a machine with no container, with one more each, up to all.
+func (b *bench) grown(ctx context.Context, o lab.Options) (used [containers + 1]float64, err error) {
+	m, err := b.up(ctx, o)
 	if m != nil {
 		defer b.discard(ctx, m)
 	}
 	if err != nil {
-		return err
+		return used, err
 	}
 	if err := b.push(m); err != nil {
-		return err
+		return used, err
 	}
-	var used [containers + 1]float64
 	for i := range used {
 		if i > 0 {
 			if _, err := b.apply(m, fmt.Sprintf("idle-%d", i)); err != nil {
-				return err
+				return used, err
 			}
 		}
 		if used[i], err = b.settled(ctx, m); err != nil {
-			return err
+			return used, err
 		}
+	}
+	return used, nil
+}
+
+// small runs containers on the smallest machine.
+func (b *bench) small(ctx context.Context) error {
+	used, err := b.grown(ctx, lab.Options{Name: "small", MemoryBytes: 384 * mib, CPUs: 1})
+	if err != nil {
+		return err
 	}
 	row("384 MiB", "containerd, one image", fmt.Sprintf("%.1f", used[0]), "")
 	row("384 MiB", "1 container", fmt.Sprintf("%.1f", used[1]), "")
