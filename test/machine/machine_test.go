@@ -22,7 +22,7 @@ const shared = "shared"
 
 // sharedPorts of the capsule that scripts on the shared machine may publish,
 // each for one script; $WEB_<port> is where it is reached.
-var sharedPorts = []int{8080, 8081, 8082, 8083, 8084}
+var sharedPorts = []int{8080, 8081, 8082, 8083, 8084, 8085}
 
 var (
 	repository string // the checkout
