@@ -118,7 +118,7 @@ func TestScreens(t *testing.T) {
 // is wrong than is shown.
 func TestScreensTellWhatCounts(t *testing.T) {
 	for name, words := range map[string][]string{
-		"claimtrap": {unclaimed.Name, unclaimed.Code, "3f2a:91c0", "5 more: capsulectl capsule info"},
+		"claimtrap": {unclaimed.Name, unclaimed.Code, "3f2a:91c0", "8 more: capsulectl capsule info"},
 		"allbad":    {"!! thing 0 is broken", "> mend thing 0", "more: capsulectl capsule info", "50, 50 not as they should be", "more: capsulectl get", lastEvents[4]},
 		"many":      {"50, 2 not as they should be", "workload-07", "workload-00, ", lastEvents[4]},
 		"trial":     {"rolls back in 9m50s", "capsulectl capsule update confirm"},
