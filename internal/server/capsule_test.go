@@ -10,7 +10,7 @@ import (
 func TestInfoTellsProblems(t *testing.T) {
 	b := newBox(t, nil)
 	conn := b.dial(t, capsulev1.Role_ROLE_ADMIN)
-	made, err := capsulev1.NewObjectServiceClient(conn).Apply(limit(t), &capsulev1.ApplyRequest{Objects: []*capsulev1.Object{web("ill")}})
+	made, err := b.apply(t, web("ill"))
 	if err != nil {
 		t.Fatal(err)
 	}
