@@ -218,7 +218,7 @@ func TestStorageFacts(t *testing.T) {
 		broken,
 	})
 	want := [][]string{
-		{"pool:", "warn: 15.0 GiB are left; 85.0 GiB of 100.0 GiB, 85 %; metadata 50 %"},
+		{"pool:", "warn; 85.0 GiB of 100.0 GiB, 85 %; metadata 50 %"},
 		{"promised:", "200.0 GiB to volumes, 200 % of the pool's size, at most 1000 %"},
 		{"volume broken:", "failed: its file system wants a check; 0 B of 1.0 GiB, 0 %"},
 		{"volume large:", "in-use; 50.0 GiB of 100.0 GiB, 50 %; mounted by blog and web"},

@@ -22,7 +22,7 @@ const (
 	diskRows       = 8
 	eventRows      = 5
 	eventRowsMin   = 3
-	barColumns     = 20
+	barColumns     = 14
 	nameColumns    = 24
 	stateColumns   = 10
 )
@@ -290,14 +290,18 @@ func (p *page) workloads(all []Workload, events int) {
 	}
 	p.space()
 	var bad, good []Workload
+	run := 0
 	for _, w := range all {
 		if w.Bad {
 			bad = append(bad, w)
-		} else {
-			good = append(good, w)
+			continue
+		}
+		good = append(good, w)
+		if w.State == running {
+			run++
 		}
 	}
-	text := fmt.Sprintf("%d", len(all))
+	text := fmt.Sprintf("%d of %d run", run, len(all))
 	if len(bad) > 0 {
 		text += fmt.Sprintf(", %d not as they should be", len(bad))
 	}
@@ -321,11 +325,13 @@ func row(w Workload) string {
 	return text + " " + strings.Join(strings.Fields(w.Message), " ")
 }
 
+const running = "running" // of State
+
 // names of those that are well; what is no matter of course is said.
 func names(list []Workload) string {
 	var all []string
 	for _, w := range list {
-		if w.State == "" || w.State == "running" {
+		if w.State == running {
 			all = append(all, w.Name)
 		} else {
 			all = append(all, fmt.Sprintf("%s (%s)", w.Name, w.State))

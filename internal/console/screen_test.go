@@ -93,8 +93,8 @@ func TestScreens(t *testing.T) {
 	for name, s := range screens() {
 		lines := place(t, picture(s.State, s.Status, true)) // fails outside of the screen
 		for i, line := range lines {
-			if len([]rune(line)) > screenColumns || i >= screenRows {
-				t.Errorf("%s: line %d is too long: %q", name, i, line)
+			if i >= screenRows && line != "" {
+				t.Errorf("%s: the row that is left to others holds %q", name, line)
 			}
 		}
 		got := strings.TrimRight(strings.Join(lines, "\n"), "\n") + "\n"
@@ -118,17 +118,17 @@ func TestScreens(t *testing.T) {
 // is wrong than is shown.
 func TestScreensTellWhatCounts(t *testing.T) {
 	for name, words := range map[string][]string{
-		"claimtrap": {unclaimed.Name, unclaimed.Code, "3f2a:91c0", "5 more: capsulectl capsule info"},
-		"allbad":    {"!! thing 0 is broken", "> mend thing 0", "more: capsulectl capsule info", "50, 50 not as they should be", "more: capsulectl get", lastEvents[4]},
-		"many":      {"50, 2 not as they should be", "workload-07", "workload-00, ", lastEvents[4]},
+		"claimtrap": {unclaimed.Name, unclaimed.Code, "3f2a:91c0", "8 more: capsulectl capsule info"},
+		"allbad":    {"!! thing 0 is broken", "> mend thing 0", "more: capsulectl capsule info", "0 of 50 run, 50 not as they should be", "more: capsulectl get", lastEvents[4]},
+		"many":      {"48 of 50 run, 2 not as they should be", "workload-07", "workload-00, ", lastEvents[4]},
 		"trial":     {"rolls back in 9m50s", "capsulectl capsule update confirm"},
-		"fullpool":  {"[####################] 100 %", "delete files"},
+		"fullpool":  {"[##############] 100 %", "delete files"},
 		"recovery":  {"RECOVERY MODE"},
 	} {
 		s := screens()[name]
 		text := strings.Join(screenLines(s.State, s.Status, len(quickCode(s.Code))), "\n")
 		for _, w := range words {
-			if !strings.Contains(text, w) {
+			if !strings.Contains(strings.Join(strings.Fields(text), " "), w) { // it may stand in two lines
 				t.Errorf("%s lacks %q:\n%s", name, w, text)
 			}
 		}

@@ -44,7 +44,9 @@ func Of(f Facts) []*v1.Problem {
 	list.trial(i)
 	if i.GetMode() == v1.Mode_MODE_NORMAL {
 		for _, o := range f.Objects {
-			list.object(o)
+			list.configuration(o.GetCapsule().GetStatus(), i.GetTime().AsTime())
+			list.volume(o)
+			list.workload(o)
 		}
 	}
 	list.clock(i)
@@ -157,11 +159,29 @@ func (l *found) trial(i *v1.InfoResponse) {
 	l.add(severity, "update", next, "version %s is not confirmed, rolled back in %v%s", i.GetVersion(), t.GetLeft().AsDuration().Round(time.Second), text)
 }
 
-func (l *found) object(o *v1.Object) {
+// configuration is of the machine as it is declared.
+func (l *found) configuration(c *v1.CapsuleStatus, now time.Time) {
+	if t := c.GetTrial(); t != nil {
+		left := max(0, t.GetUntil().AsTime().Sub(now).Round(time.Second))
+		l.add(warning, "network-trial", `"capsulectl apply" confirms it where it goes on; otherwise nothing is to be done`, "a change of the network is tried, taken back in %v", left)
+	}
+	if why := c.GetReverted(); why != "" {
+		l.add(warning, "network-reverted", `correct what is declared: "capsulectl get capsule -o yaml"`, "the change of the network was taken back: %s", why)
+	}
+	if c.GetPhase() == v1.CapsulePhase_CAPSULE_PHASE_FAILED {
+		l.add(warning, "configuration", `correct what is declared: "capsulectl get capsule -o yaml"`, "the machine is not as declared: %s", c.GetMessage())
+	}
+}
+
+func (l *found) volume(o *v1.Object) {
 	name := o.GetMeta().GetName()
 	if v := o.GetVolume().GetStatus(); v.GetPhase() == v1.VolumePhase_VOLUME_PHASE_FAILED {
 		l.add(critical, "volume/"+name, fmt.Sprintf("\"capsulectl get volume %s\" tells more; workloads that mount it wait", name), "volume %q: %s", name, v.GetMessage())
 	}
+}
+
+func (l *found) workload(o *v1.Object) {
+	name := o.GetMeta().GetName()
 	w := o.GetWorkload()
 	s := w.GetStatus()
 	if w == nil || w.GetIntent().GetStopped() || o.GetMeta().GetDeletedAt() != nil {

@@ -124,6 +124,16 @@ func TestOf(t *testing.T) {
 			`critical volume/photos | volume "photos": needs a check | "capsulectl get volume photos" tells more; workloads that mount it wait`,
 			`warning workload/back | workload "back" runs as it was before: it did not become healthy | change its manifest; "capsulectl workload history back" shows what was tried`,
 		}},
+		"the machine's own network": {nil, []*v1.Object{
+			{Meta: &v1.Meta{Kind: "Capsule", Name: "capsule"}, Kind: &v1.Object_Capsule{Capsule: &v1.Capsule{Status: &v1.CapsuleStatus{
+				Phase: v1.CapsulePhase_CAPSULE_PHASE_FAILED, Message: "no such link: eth7", Reverted: "nobody confirmed it",
+				Trial: &v1.NetworkTrial{Until: timestamppb.New(booted.Add(time.Hour + 42*time.Second))},
+			}}}},
+		}, []string{
+			`warning network-trial | a change of the network is tried, taken back in 42s | "capsulectl apply" confirms it where it goes on; otherwise nothing is to be done`,
+			`warning network-reverted | the change of the network was taken back: nobody confirmed it | correct what is declared: "capsulectl get capsule -o yaml"`,
+			`warning configuration | the machine is not as declared: no such link: eth7 | correct what is declared: "capsulectl get capsule -o yaml"`,
+		}},
 		"no time": {
 			func(i *v1.InfoResponse) { i.ClockSynchronized, i.Clock = false, &v1.ClockState{Error: "no answer"} }, nil,
 			[]string{"warning clock | the clock was never set from the network: no answer | let it reach a time server, or declare one of yours as ntp"},

@@ -48,36 +48,36 @@ func (s *capsule) Info(context.Context, *capsulev1.InfoRequest) (*capsulev1.Info
 
 // Overview is the machine and how it is, with all objects that are declared. It waits
 // for no part that may hang.
-func (s *Options) Overview() (*capsulev1.InfoResponse, []*capsulev1.Object, error) {
-	info := s.Machine.Info()
-	info.Mode, info.ModeReason = s.Machine.Mode()
+func (o *Options) Overview() (*capsulev1.InfoResponse, []*capsulev1.Object, error) {
+	info := o.Machine.Info()
+	info.Mode, info.ModeReason = o.Machine.Mode()
 	m := memory()
 	info.MemoryTotal, info.MemoryAvailable = m.total, m.available
-	if s.Updates != nil {
-		info.Tentative = s.Updates.Tentative()
+	if o.Updates != nil {
+		info.Tentative = o.Updates.Tentative()
 	}
-	if s.Secrets != nil {
-		info.Secrets = s.Secrets.State()
+	if o.Secrets != nil {
+		info.Secrets = o.Secrets.State()
 	}
-	if s.Volumes != nil {
+	if o.Volumes != nil {
 		var err error
-		if info.Pool, err = s.Volumes.Pool(); err != nil && !errdefs.IsUnavailable(err) {
-			s.Log.Warn("read the pool", "error", err) // all else is worth an answer
+		if info.Pool, err = o.Volumes.Pool(); err != nil && !errdefs.IsUnavailable(err) {
+			o.Log.Warn("read the pool", "error", err) // all else is worth an answer
 		}
 	}
 	var objs []*capsulev1.Object
-	if s.Store != nil {
+	if o.Store != nil {
 		var err error
-		if objs, err = s.Store.List(""); err != nil {
+		if objs, err = o.Store.List(""); err != nil {
 			return nil, nil, err
 		}
-		for _, o := range objs {
-			if o.GetWorkload() == nil {
+		for _, obj := range objs {
+			if obj.GetWorkload() == nil {
 				continue
 			}
 			info.Workloads++
 			// In recovery mode a status is only a memory.
-			if info.Mode != capsulev1.Mode_MODE_RECOVERY && o.GetWorkload().GetStatus().GetRunningGeneration() != 0 {
+			if info.Mode != capsulev1.Mode_MODE_RECOVERY && obj.GetWorkload().GetStatus().GetRunningGeneration() != 0 {
 				info.WorkloadsRunning++
 			}
 		}

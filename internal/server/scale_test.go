@@ -14,7 +14,8 @@ const many = 200
 // BenchmarkReads makes calls over one TLS connection, one after the other.
 func BenchmarkReads(b *testing.B) {
 	box := newBox(b, nil)
-	objects := capsulev1.NewObjectServiceClient(box.dial(b, capsulev1.Role_ROLE_ADMIN))
+	conn := box.dial(b, capsulev1.Role_ROLE_ADMIN)
+	objects := capsulev1.NewObjectServiceClient(conn)
 	var objs []*capsulev1.Object
 	for i := range many {
 		objs = append(objs, web(fmt.Sprintf("bench-%03d", i)))
@@ -29,6 +30,10 @@ func BenchmarkReads(b *testing.B) {
 		},
 		"list": func(ctx context.Context) error {
 			_, err := objects.List(ctx, &capsulev1.ListRequest{})
+			return err
+		},
+		"info": func(ctx context.Context) error {
+			_, err := capsulev1.NewCapsuleServiceClient(conn).Info(ctx, &capsulev1.InfoRequest{})
 			return err
 		},
 	} {
