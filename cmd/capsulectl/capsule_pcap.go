@@ -117,7 +117,7 @@ func receivePackets(ctx context.Context, stream capsulev1.SupportService_Capture
 		message, err := stream.Recv()
 		switch {
 		case err != nil && ctx.Err() != nil:
-			return nil, written, nil // interrupting is how it ends
+			return nil, written, nil //nolint:nilerr // interrupting is how it ends
 		case err != nil:
 			return nil, written, err
 		case message.GetEnd() != nil:
