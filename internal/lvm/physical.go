@@ -34,7 +34,7 @@ type Physical struct {
 	FreeBytes   int64  // of that belong to no volume
 	DeviceBytes int64  // of the device, which may have grown; 0 while it isn't there
 	Missing     bool   // it isn't there, or wasn't when the group was changed
-	Closed      bool // nothing new is put on it
+	Closed      bool   // nothing new is put on it
 }
 
 // UsedBytes belong to volumes.
