@@ -143,14 +143,14 @@ func startRack(t *testing.T, r *rack) {
 
 func TestDisk(t *testing.T) {
 	for name, tc := range map[string]struct {
-		args  []string
-		host  string // default the admin's
-		typed string
-		rack  rack
-		code  int
-		says  []string
-		took  int32
-		kept  int32
+		args           []string
+		host           string // default the admin's
+		typed          string
+		underWay, dies bool
+		code           int
+		says           []string
+		took           int32
+		kept           int32
 	}{
 		"list": {args: []string{"list"}, host: "reader", says: []string{
 			"LOST", "missing", "leaving, 25 % moved", "system", "200.0 GiB of 400.0 GiB, 50 %", "GPT, 1 partition: NTFS",
@@ -169,12 +169,12 @@ func TestDisk(t *testing.T) {
 		"replace": {args: []string{"replace", "OLD", "NVME1", "--yes"}, took: 1, says: []string{
 			"takes the place of disk OLD (WDC, now sdc), from which 4.0 GiB are moved", "move volumes: 25 %", `wait: disk "X" is missing`, "disk OLD is replaced by NVME1, and may be pulled out",
 		}},
-		"replace, under way": {args: []string{"replace", "OLD", "NVME1"}, rack: rack{underWay: true}, says: []string{"under way", "may be pulled out"}, took: 1},
-		"replace, cut":       {args: []string{"replace", "OLD", "NVME1", "--yes"}, rack: rack{dies: true}, code: exitFailed, says: []string{"goes on with it by itself", "hint:", "disk list"}, took: 1},
+		"replace, under way": {args: []string{"replace", "OLD", "NVME1"}, underWay: true, says: []string{"under way", "may be pulled out"}, took: 1},
+		"replace, cut":       {args: []string{"replace", "OLD", "NVME1", "--yes"}, dies: true, code: exitFailed, says: []string{"goes on with it by itself", "hint:", "disk list"}, took: 1},
 		"keep":               {args: []string{"keep"}, says: []string{"both disks stay"}, kept: 1},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := &rack{underWay: tc.rack.underWay, dies: tc.rack.dies, disks: rackDisks()}
+			r := &rack{underWay: tc.underWay, dies: tc.dies, disks: rackDisks()}
 			startRack(t, r)
 			if tc.host != "" {
 				t.Setenv("CAPSULE_HOST", tc.host)

@@ -29,12 +29,12 @@ const (
 // A Physical is a disk's part of the group. Sizes in bytes.
 type Physical struct {
 	ID          string // without dashes
-	Device      string // "" while it is missing
+	Device      string // "" while it isn't there
 	SizeBytes   int64  // of the group
 	FreeBytes   int64  // of that belong to no volume
-	DeviceBytes int64  // of the device, which may have grown; 0 while it is missing
-	Missing     bool
-	Closed      bool // nothing new is put on it
+	DeviceBytes int64  // of the device, which may have grown; 0 while it isn't there
+	Missing     bool   // it isn't there, or wasn't when the group was changed
+	Closed      bool   // nothing new is put on it
 }
 
 // UsedBytes belong to volumes.
@@ -74,12 +74,35 @@ func parsePhysicals(out []byte) ([]Physical, error) {
 		if !idForm.MatchString(p.ID) || p.FreeBytes > p.SizeBytes {
 			return nil, fmt.Errorf("lvm tells of disk %q with id %q, %d of %d bytes free: %w", p.Device, p.ID, p.FreeBytes, p.SizeBytes, errdefs.ErrDataLoss)
 		}
-		if p.Missing || !strings.HasPrefix(p.Device, "/dev/") { // "[unknown]"
+		if !strings.HasPrefix(p.Device, "/dev/") { // "[unknown]"
 			p.Device, p.Missing, p.DeviceBytes = "", true, 0
 		}
 		all = append(all, p)
 	}
 	return all, nil
+}
+
+// whole is an error while a disk of the group is missing. lvm then refuses all changes
+// but the removal of volumes, after which it would take that disk for lost.
+func whole(ctx context.Context) error {
+	out, err := command(ctx, "vgs", "--reportformat", "json", "-o", "vg_missing_pv_count", Group)
+	if err != nil {
+		return err
+	}
+	var r report
+	if err := json.Unmarshal(out, &r); err != nil || len(r.Report) != 1 || len(r.Report[0].VG) != 1 {
+		return fmt.Errorf("read lvm's report: %w", errors.Join(err, errdefs.ErrDataLoss))
+	}
+	if n := r.Report[0].VG[0]["vg_missing_pv_count"]; n != "0" {
+		return fmt.Errorf("%s disks of volume group %q are missing: %w", n, Group, errdefs.ErrUnavailable)
+	}
+	return nil
+}
+
+// Restore has lvm use a device again that it has noted as missing, and that is there.
+func Restore(ctx context.Context, device string) error {
+	_, err := command(ctx, "vgextend", "-y", "--restoremissing", Group, device)
+	return err
 }
 
 // NewID is an id that no physical volume has, without dashes.

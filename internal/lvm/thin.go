@@ -146,6 +146,9 @@ func RemoveThin(ctx context.Context, names ...string) error {
 			return err
 		}
 	}
+	if err := whole(ctx); err != nil {
+		return fmt.Errorf("remove volumes: %w", err)
+	}
 	remove := []string{"lvremove", "-y", "-f"}
 	_, err := command(ctx, onVolumes(names, remove...)...)
 	if err == nil {

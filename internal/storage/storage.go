@@ -176,7 +176,10 @@ func (m *Manager) Assemble(ctx context.Context) error {
 		if err := m.look(); err != nil {
 			return err
 		}
-		if len(m.Missing()) == 0 || time.Since(m.begun) > lateMax {
+		if len(m.Missing()) == 0 {
+			return m.restore(ctx)
+		}
+		if time.Since(m.begun) > lateMax {
 			return nil
 		}
 		select {
@@ -185,6 +188,30 @@ func (m *Manager) Assemble(ctx context.Context) error {
 		case <-time.After(soonEvery):
 		}
 	}
+}
+
+// restore has lvm use disks again that it noted as missing: one that was pulled out
+// while a volume was removed, and is there again.
+func (m *Manager) restore(ctx context.Context) error {
+	m.mu.Lock()
+	alone := len(m.found) == 0
+	m.mu.Unlock()
+	if alone {
+		return nil
+	}
+	parts, err := lvm.Physicals(ctx)
+	if err != nil {
+		return err
+	}
+	for _, p := range parts {
+		if p.Missing && p.Device != "" {
+			m.Log.Warn("a disk was missing when the pool was changed, and is used again", "device", p.Device)
+			if err := lvm.Restore(ctx, p.Device); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // look finds the disks of the group, and has lvm use exactly these. Nothing is read
@@ -327,6 +354,9 @@ func (m *Manager) openBack(ctx context.Context) {
 	m.mu.Unlock()
 	if !reopen {
 		return
+	}
+	if err := m.restore(ctx); err != nil {
+		m.Log.Error("use a disk again that was missing", "error", err)
 	}
 	if look, err := lvm.Activate(ctx); err != nil || look {
 		m.Log.Error("open volumes", "some stay closed", look, "error", err)
