@@ -96,8 +96,8 @@ func (r record) crowd() (c crowd, err error) {
 	if err := errors.Join(err1, err2); err != nil {
 		return c, err
 	}
-	if len(first) != 1 || len(last) != 1 {
-		return c, fmt.Errorf("it tells of no first or last container; %s", r.tail())
+	if len(first) != 1 || len(last) != 1 || first[0].created.IsZero() || last[0].started.IsZero() {
+		return c, fmt.Errorf("the first or the last container was not started; %s", r.tail())
 	}
 	c.took = last[0].started.Sub(first[0].created)
 	return c, nil

@@ -192,19 +192,19 @@ type container struct {
 // still shows what was.
 func (c container) runsSince(t time.Time) bool { return c.running && c.started.After(t) }
 
-// parseContainer reads a mark of the kind "container"; there is false for a container
-// that the engine does not know.
-func parseContainer(m mark) (c container, there bool, err error) {
+// parseContainer reads a mark of the kind "container"; one that the engine does not know
+// is zero.
+func parseContainer(m mark) (c container, err error) {
 	if m.fields["absent"] != "" {
-		return c, false, nil
+		return c, nil
 	}
 	for field, into := range map[string]*time.Time{"created": &c.created, "started": &c.started, "finished": &c.finished} {
 		if err := json.Unmarshal([]byte(m.fields[field]), into); err != nil {
-			return c, false, fmt.Errorf("container %q, %s: %w", m.fields["name"], field, err)
+			return c, fmt.Errorf("container %q, %s: %w", m.fields["name"], field, err)
 		}
 	}
 	c.running = m.fields["running"] == "true"
-	return c, true, nil
+	return c, nil
 }
 
 // containers gives what was told of a container, each time it was.
@@ -213,13 +213,11 @@ func (r record) containers(name string) (all []container, err error) {
 		if m.kind != "container" || m.fields["name"] != name {
 			continue
 		}
-		c, there, err := parseContainer(m)
+		c, err := parseContainer(m)
 		if err != nil {
 			return nil, err
 		}
-		if there {
-			all = append(all, c)
-		}
+		all = append(all, c)
 	}
 	return all, nil
 }

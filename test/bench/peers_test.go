@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -50,8 +51,8 @@ func FuzzParseMark(f *testing.F) {
 		if m.at < 0 || m.kind == "" {
 			t.Errorf("%q: %+v", line, m)
 		}
-		if _, there, err := parseContainer(m); there && err != nil {
-			t.Error("there is a container that can't be read")
+		if c, err := parseContainer(m); err == nil && c.running && m.fields["running"] != "true" {
+			t.Errorf("%q: %+v", line, c)
 		}
 	})
 }
@@ -151,7 +152,7 @@ func TestEnding(t *testing.T) {
 		}
 	}
 	r := heard(t, b.String())
-	for what, want := range map[string]ending{"restart": {2, 3, 0.5}, "kill": {0, 0, 0.5}} {
+	for what, want := range map[string]ending{"restart": {anew: 2, away: 3, answers: 0.5}, "kill": {answers: 0.5}} {
 		got, err := r.ending(what)
 		if diff := cmp.Diff(want, got, cmp.AllowUnexported(ending{})); diff != "" || err != nil {
 			t.Errorf("%s: %v\n%s", what, err, diff)
@@ -160,9 +161,22 @@ func TestEnding(t *testing.T) {
 	if _, err := r.ending("live-kill"); err == nil {
 		t.Error("an end that was not told of was accepted")
 	}
-	gone := map[string]container{"c-1": {}}
-	if _, err := compare(map[string]container{"c-1": {running: true}}, gone); err == nil {
-		t.Error("a container that does not run again was accepted")
+	was := container{running: true, started: time.Unix(100, 0)}
+	for name, tt := range map[string]struct {
+		before, after container
+		want          string
+	}{
+		"runs no more":           {was, container{}, "{0 1 0 0}"},
+		"ran no more before":     {container{}, container{}, "{0 0 0 0}"},
+		"its end was not stored": {was, container{running: true, started: time.Unix(110, 0)}, "{1 0 NaN 0}"},
+	} {
+		e, err := compare(map[string]container{"c-1": tt.before}, map[string]container{"c-1": tt.after})
+		if got := fmt.Sprint(e); err != nil || got != tt.want {
+			t.Errorf("%s: %s, want %s, %v", name, got, tt.want, err)
+		}
+	}
+	if _, err := compare(map[string]container{"c-1": was}, nil); err == nil {
+		t.Error("a look that lacks containers was accepted")
 	}
 }
 

@@ -93,6 +93,12 @@ timed() {
 	say "end what=$1"
 }
 
+# booted waits until all that starts with the machine has, and then a little.
+booted() {
+	systemctl is-system-running --wait > /dev/null
+	sleep 10
+}
+
 able() { say "able init=$(systemctl show -P UserspaceTimestampMonotonic) at=$(since)"; }
 
 case $(word bench) in
@@ -108,6 +114,7 @@ boot)
 	off
 	;;
 start)
+	booted
 	for i in {0..5}; do
 		timed "c-$i" start "c-$i"
 		tell "c-$i"
@@ -115,6 +122,7 @@ start)
 	off
 	;;
 memory)
+	booted
 	settled 0
 	for i in {1..5}; do
 		must start "c-$i"
@@ -123,6 +131,7 @@ memory)
 	off
 	;;
 fifty)
+	booted
 	settled 0
 	say "begin what=fifty"
 	for i in {1..50}; do must start "c-$i"; done
@@ -133,12 +142,14 @@ fifty)
 	off
 	;;
 daemon)
+	booted
 	for i in {1..5}; do must keep "c-$i"; done
 	sleep 10
 	daemons
 	off
 	;;
 reboot)
+	booted
 	must keep web -p 8080:8080
 	serves || die "$LINENO"
 	sleep 10
@@ -163,7 +174,7 @@ cut)
 	new=$(word new)
 	case $new in
 	"") off ;;
-	web) must keep web -p 8080:8080; serves || die "$LINENO"; sleep 10; must keep late-1; say acknowledged ;;
+	web) booted; must keep web -p 8080:8080; serves || die "$LINENO"; sleep 10; must keep late-1; say acknowledged ;;
 	*) must keep "$new"; say acknowledged ;;
 	esac
 	;;
