@@ -104,6 +104,7 @@ func (m *machine) markBoot(boot lastboot.Boot, fact lastboot.Fact) {
 	file := newLogFile(filepath.Join(m.log.dir, "boots.log"))
 	defer file.Close()
 	_, _ = file.Write(keptLine(0, boot.ID, 0, text))
+	_ = file.sync() // a cut soon after leaves it; a disk that is full or gone has lost it
 }
 
 // keepDump takes what the kernel saved into its log, and then out of the firmware's
