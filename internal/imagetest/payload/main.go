@@ -35,6 +35,7 @@ var verbs = map[string]func(args []string) int{
 	"id":       id,
 	"keep":     keep,
 	"kill":     kill,
+	"ledger":   keepLedger,
 	"lines":    lines,
 	"lookup":   lookup,
 	"ls":       ls,
