@@ -44,6 +44,14 @@ powercut: deps image ## cut the power everywhere in a recording; writes docs/rel
 	CAPSULE_POWERCUT_MINUTES=$(or $(MINUTES),60) CAPSULE_POWERCUT_SEED=$(or $(SEED),1) CAPSULE_POWERCUT_REPORT=$(CURDIR)/docs/reliability.md \
 	  $(GO) test -count=1 -timeout=24h -tags=machine -v ./test/powercut
 
+torture: deps image ## faults for MINUTES=60 while workloads count, to docs/reliability.md; as root; SEED=, FAULTS=a,b
+	CAPSULE_TORTURE_MINUTES=$(or $(MINUTES),60) CAPSULE_TORTURE_SEED=$(or $(SEED),1) CAPSULE_TORTURE_FAULTS='$(FAULTS)' CAPSULE_TORTURE_MICROVM=$(MICROVM) \
+	  CAPSULE_TORTURE_KEEP=$(if $(KEEP),$(abspath $(KEEP))) CAPSULE_TORTURE_REPORT=$(CURDIR)/docs/reliability.md \
+	  $(GO) test -count=1 -timeout=24h -tags=machine -v ./test/torture
+
+# Their SEED is a number, and no operator's key for the image.
+powercut torture: IMAGE_FLAGS := $(if $(UPDATE),-update) $(if $(RELEASE),-release)
+
 unit: ## the quick tests only, with the race detector
 	$(GO) test -race ./...
 
@@ -70,4 +78,4 @@ bench: deps image build example ## measure, and print docs/benchmarks.md's figur
 clean: ## remove what was built
 	rm -rf bin build
 
-.PHONY: help deps build example demo demo-down test powercut unit lint vulncheck generate bench clean
+.PHONY: help deps build example demo demo-down test powercut torture unit lint vulncheck generate bench clean

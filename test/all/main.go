@@ -43,6 +43,7 @@ type stage struct {
 	argv []string
 	env  []string
 	root bool                   // only root can run it
+	long bool                   // only with CAPSULE_TEST_LONG=1
 	more func(*report) []string // further arguments, by what the stages before found
 }
 
@@ -58,7 +59,8 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	short := fmt.Sprintf("-short=%v", os.Getenv("CAPSULE_TEST_LONG") == "")
+	long := os.Getenv("CAPSULE_TEST_LONG") != ""
+	short := fmt.Sprintf("-short=%v", !long)
 	stages := []stage{
 		{name: "static checks", argv: []string{"make", "lint"}},
 		{name: "unit", argv: goTest("-race", "-cover", "-p=3", "-timeout=30m", "./...")},
@@ -70,11 +72,13 @@ func run() error {
 		{name: "the root is reproducible", argv: []string{"go", "run", "./image", "-check-reproducible"}},
 		{name: "whole machine", argv: goTest("-count=1", "-p=1", "-timeout=120m", "-tags=machine", "-skip="+namespaces, "./test/machine", "./test/lan")},
 		{name: "power cuts", argv: goTest("-count=1", "-timeout=30m", "-tags=machine", "./test/powercut")},
+		{name: "ten minutes of faults", argv: goTest("-count=1", "-timeout=60m", "-tags=machine", "./test/torture"), root: true, long: true,
+			env: []string{"CAPSULE_TORTURE_MINUTES=10"}},
 	}
 	r := report{skippedIn: map[string]bool{}, coverage: map[string]float64{}}
 	for _, s := range stages {
-		if s.root && os.Geteuid() != 0 {
-			fmt.Printf("=== %s: SKIPPED, needs root\n", s.name)
+		if needs := s.lacks(long); needs != "" {
+			fmt.Printf("=== %s: SKIPPED, needs %s\n", s.name, needs)
 			r.skipped++
 			continue
 		}
@@ -94,6 +98,17 @@ func run() error {
 		return fmt.Errorf("%s", strings.Join(r.problems, "; "))
 	}
 	return nil
+}
+
+// lacks says what the stage needs and has not.
+func (s stage) lacks(long bool) string {
+	switch {
+	case s.long && !long:
+		return "CAPSULE_TEST_LONG=1"
+	case s.root && os.Geteuid() != 0:
+		return "root"
+	}
+	return ""
 }
 
 // goTest is a run of tests that report reads. Without the checkout's folder in it

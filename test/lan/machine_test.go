@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
-	"github.com/vishvananda/netlink"
 
 	"capsule/internal/disk"
 	"capsule/internal/imagetest"
@@ -123,8 +122,8 @@ type machine struct {
 // only one leads to the laptop and a DHCP server.
 func bareMachine(t *testing.T) *machine {
 	t.Helper()
-	tap(t, "tap0", laptopLink)
-	tap(t, "tap1", "")
+	nettest.Tap(t, "tap0", laptopLink)
+	nettest.Tap(t, "tap1", "")
 	m, err := lab.Create(t.Context(), lab.Options{
 		Name: "bare", Dir: t.TempDir(), Image: "../../build/capsule.img", MemoryBytes: 768 << 20, Stick: true, DiskBytes: disk.NeededBytes, Tap: "tap0",
 		Args: []string{"-netdev", "tap,id=net1,script=no,downscript=no,ifname=tap1", "-device", "virtio-net-pci,netdev=net1,romfile="},
@@ -139,24 +138,6 @@ func bareMachine(t *testing.T) *machine {
 		_ = m.Kill(context.Background())
 	})
 	return &machine{Machine: m}
-}
-
-// tap is where a machine's cable ends, and on a bridge when one is named.
-func tap(t *testing.T, name, bridge string) {
-	t.Helper()
-	here := (*nettest.NS)(nil)
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name = name
-	if err := netlink.LinkAdd(&netlink.Tuntap{LinkAttrs: attrs, Mode: netlink.TUNTAP_MODE_TAP}); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = netlink.LinkDel(here.Link(t, name)) })
-	if bridge != "" {
-		if err := netlink.LinkSetMaster(here.Link(t, name), here.Link(t, bridge)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	here.Up(t, name)
 }
 
 // beforeIt is a disk that the firmware and the kernel find before the machine's own.

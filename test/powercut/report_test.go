@@ -6,13 +6,13 @@ import (
 	"bytes"
 	"fmt"
 	"maps"
-	"os/exec"
 	"slices"
 	"strings"
 	"time"
 
 	"capsule/internal/blocklog"
 	"capsule/test/powercut/plan"
+	"capsule/test/section"
 )
 
 // A summary is what a run found.
@@ -92,7 +92,7 @@ func (s *summary) report() []byte {
 			failed++
 		}
 	}
-	fmt.Fprintf(&b, "Image %s, checked by the code of %s, %s, seed %d.\nRecorded: %d requests in %d MiB, %d of them flushes.\n", s.version, checkout(), s.began.UTC().Format("2006-01-02"),
+	fmt.Fprintf(&b, "Image %s, checked by the code of %s, %s, seed %d.\nRecorded: %d requests in %d MiB, %d of them flushes.\n", s.version, section.Checkout(repository), s.began.UTC().Format("2006-01-02"),
 		s.seed, len(s.log.Entries), s.logBytes>>20, len(s.log.Flushes()))
 	fmt.Fprintf(&b, "**%d cuts tried, %d failed**", len(s.results), failed)
 	if len(s.results) < s.planned {
@@ -189,15 +189,4 @@ func (s *summary) writeFailures(b *bytes.Buffer) {
 			fmt.Fprintf(b, "- start of `%v`: %s\n", d.cut, strings.ReplaceAll(d.problem, "\n", "; "))
 		}
 	}
-}
-
-// checkout is the version of the code that checks.
-func checkout() string {
-	cmd := exec.Command("git", "describe", "--tags", "--always")
-	cmd.Dir = repository
-	out, err := cmd.Output()
-	if err != nil {
-		return "unknown"
-	}
-	return strings.TrimSpace(string(out))
 }
