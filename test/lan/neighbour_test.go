@@ -90,7 +90,7 @@ func newNeighbourhood(t *testing.T) *neighbourhood {
 // boot makes the machine, and waits until it answers by both families.
 func (n *neighbourhood) boot(t *testing.T) {
 	t.Helper()
-	tap(t, "tap0", laptopLink)
+	nettest.Tap(t, "tap0", laptopLink)
 	m, err := lab.Create(t.Context(), lab.Options{Name: capsuleName, Dir: t.TempDir(), Image: "../../build/capsule.img", MemoryBytes: 1 << 30, Tap: "tap0"})
 	if err != nil {
 		t.Fatal(err)

@@ -44,6 +44,7 @@ const (
 	guestPort     = 9002
 	volumeSize    = "64MiB"
 	setupMax      = 5 * time.Minute
+	execMax       = 30 * time.Second
 )
 
 func TestMain(m *testing.M) { nettest.Main(m) }
@@ -259,7 +260,8 @@ func (c *campaign) hold(f plan.Fault) error {
 	return errors.Join(err, await.Pause(c.t.Context(), f.Hold/2))
 }
 
-// well tells whether the API answers, all workloads run, and ledgers grow since then.
+// well tells whether the API answers, all workloads run, ledgers grow since then, and
+// programs can be run beside them: a workload whose runtime is gone looks well otherwise.
 func (c *campaign) well(since time.Time) error {
 	err := c.call(callMax, func(ctx context.Context, conn *grpc.ClientConn) error {
 		info, err := capsulev1.NewCapsuleServiceClient(conn).Info(ctx, &capsulev1.InfoRequest{})
@@ -277,6 +279,11 @@ func (c *campaign) well(since time.Time) error {
 	})
 	for _, k := range c.keepers {
 		err = errors.Join(err, k.grown(since))
+	}
+	for _, k := range c.keepers {
+		if err == nil {
+			_, err = c.ctl(execMax, "workload", "exec", k.name, "--", "/payload", "true")
+		}
 	}
 	return err
 }

@@ -60,9 +60,9 @@ var Kinds = []Kind{
 		Gone: "the container is deleted", Recover: 2 * time.Minute,
 	},
 	{
-		// What fails meanwhile is started again after up to five minutes of back-off.
+		// What fails meanwhile is started again after a back-off as long as it failed before.
 		Name: Pool, What: "a volume fills the pool", HoldMin: 10 * time.Second, HoldMax: 40 * time.Second,
-		Gone: "the volume is deleted", Recover: 7 * time.Minute,
+		Gone: "the volume is deleted", Recover: 4 * time.Minute,
 	},
 	{
 		Name: Clock, What: "the time server's clock jumps an hour to 400 days ahead", HoldMin: 5 * time.Second, HoldMax: 60 * time.Second,

@@ -79,8 +79,8 @@ machine has KVM a microVM with another one. Each record is bound to all before i
 its SHA-256, is synced, and only then acknowledged to the campaign, which remembers it.
 Meanwhile faults strike, one after the other, in an order that the seed alone decides.
 After each one, within the time that is given for it, the API answers, all workloads run
-that the manifests want to, and each ledger grows again. Then the ledger is read from its
-disk: a record that is missing, doubled or changed, or that was acknowledged and has
+that the manifests want to, a program can be run in each of them, and each ledger grows
+again. Then the ledger is read from its disk: a record that is missing, doubled or changed, or that was acknowledged and has
 another history, ends the campaign as failed. So does a ledger that was started again by
 a fault that is none of its business, such as a killed daemon. The last fault is always a
 power cut.
@@ -141,7 +141,7 @@ func (s Summary) Section() []byte {
 // writeKinds sums up what came of each kind, with and without another during it.
 func (s Summary) writeKinds(b *bytes.Buffer) {
 	b.WriteString("\n| Fault | Tried | Failed | Recovered after, median | at most | Longest silence |\n|---|---:|---:|---:|---:|---:|\n")
-	for _, k := range s.Kinds {
+	for _, k := range Kinds { // all: the last power cut need not be of those that were chosen
 		failed, recovered, silence := 0, []time.Duration(nil), time.Duration(0)
 		tried := 0
 		for _, r := range s.Results {
