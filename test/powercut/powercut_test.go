@@ -8,13 +8,12 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"testing"
 	"time"
 
 	"capsule/internal/blocklog"
+	"capsule/test/campaign"
 	"capsule/test/powercut/plan"
-	"capsule/test/section"
 )
 
 const (
@@ -61,7 +60,7 @@ func TestPowerCut(t *testing.T) {
 	if repository, err = filepath.Abs("../.."); err != nil {
 		t.Fatal(err)
 	}
-	minutes := number(t, minutesVariable, 0)
+	minutes := campaign.Number(t, minutesVariable, 0)
 	r := &recording{t: t, ctx: t.Context(), dir: os.Getenv(keepVariable), live: map[string]*liveFile{}}
 	if r.dir == "" {
 		r.dir = t.TempDir()
@@ -73,14 +72,14 @@ func TestPowerCut(t *testing.T) {
 		r.load()
 	}
 	l, p := r.plan()
-	s := &summary{version: r.version, log: l, logBytes: p.LogBytes, steps: r.steps, seed: number(t, seedVariable, 1), began: time.Now()}
+	s := &summary{version: r.version, log: l, logBytes: p.LogBytes, steps: r.steps, seed: campaign.Number(t, seedVariable, 1), began: time.Now()}
 	t.Logf("%d writes, discards and flushes, %d of them flushes, %d MiB; seed %d", len(l.Entries), len(l.Flushes()), p.LogBytes>>20, s.seed)
 	rounds := [][]blocklog.Cut{r.quick(l, p, s.seed)}
-	starts := number(t, startsVariable, 1)
+	starts := campaign.Number(t, startsVariable, 1)
 	if minutes > 0 {
 		p.Deep = true
 		rounds = sweep(l, r.steps, sweepCuts, s.seed)
-		starts = number(t, startsVariable, sweepStarts)
+		starts = campaign.Number(t, startsVariable, sweepStarts)
 	}
 	if text := os.Getenv(cutsVariable); text != "" {
 		var only []blocklog.Cut
@@ -93,7 +92,7 @@ func TestPowerCut(t *testing.T) {
 	r.startSome(l, p, int(starts), minutes > 0, s) //nolint:gosec // a few
 	if file := os.Getenv(reportVariable); file != "" {
 		old, _ := os.ReadFile(file) // what "make torture" wrote there stays
-		if err := os.WriteFile(file, section.Keep(s.report(), old, "torture"), 0o644); err != nil {
+		if err := os.WriteFile(file, campaign.KeepSection(s.report(), old, "torture"), 0o644); err != nil {
 			t.Error(err)
 		}
 	}
@@ -167,16 +166,3 @@ func (r *recording) tellFailed(results []plan.Result) {
 
 // built is the folder of the image.
 func built() string { return cmp.Or(os.Getenv(buildVariable), filepath.Join(repository, "build")) }
-
-func number(t *testing.T, variable string, otherwise uint64) uint64 {
-	t.Helper()
-	text := os.Getenv(variable)
-	if text == "" {
-		return otherwise
-	}
-	n, err := strconv.ParseUint(text, 10, 64)
-	if err != nil {
-		t.Fatalf("%s: %v", variable, err)
-	}
-	return n
-}

@@ -11,8 +11,8 @@ import (
 	"time"
 
 	"capsule/internal/blocklog"
+	"capsule/test/campaign"
 	"capsule/test/powercut/plan"
-	"capsule/test/section"
 )
 
 // A summary is what a run found.
@@ -92,7 +92,7 @@ func (s *summary) report() []byte {
 			failed++
 		}
 	}
-	fmt.Fprintf(&b, "Image %s, checked by the code of %s, %s, seed %d.\nRecorded: %d requests in %d MiB, %d of them flushes.\n", s.version, section.Checkout(repository), s.began.UTC().Format("2006-01-02"),
+	fmt.Fprintf(&b, "Image %s, checked by the code of %s, %s, seed %d.\nRecorded: %d requests in %d MiB, %d of them flushes.\n", s.version, campaign.Checkout(repository), s.began.UTC().Format("2006-01-02"),
 		s.seed, len(s.log.Entries), s.logBytes>>20, len(s.log.Flushes()))
 	fmt.Fprintf(&b, "**%d cuts tried, %d failed**", len(s.results), failed)
 	if len(s.results) < s.planned {

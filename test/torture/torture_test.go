@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -21,7 +20,7 @@ import (
 	"capsule/internal/await"
 	"capsule/internal/imagetest"
 	"capsule/internal/nettest"
-	"capsule/test/section"
+	"capsule/test/campaign"
 	"capsule/test/torture/plan"
 )
 
@@ -49,8 +48,8 @@ const (
 
 func TestMain(m *testing.M) { nettest.Main(m) }
 
-// campaign is one run.
-type campaign struct {
+// trial is one campaign.
+type trial struct {
 	*box
 	strikes map[string]fault
 	keepers []*keeper
@@ -67,9 +66,9 @@ func TestTorture(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%s: %v", faultsVariable, err)
 	}
-	minutes := number(t, minutesVariable, 10)
-	c := newCampaign(t)
-	c.summary.Seed, c.summary.Minutes = number(t, seedVariable, 1), int(minutes) //nolint:gosec // a few
+	minutes := campaign.Number(t, minutesVariable, 10)
+	c := newTrial(t)
+	c.summary.Seed, c.summary.Minutes = campaign.Number(t, seedVariable, 1), int(minutes) //nolint:gosec // a few
 	c.summary.Kinds = c.possible(kinds)
 	t.Logf("seed %d, %d minutes, faults %v, %s", c.summary.Seed, minutes, plan.Names(c.summary.Kinds), c.summary.Accel)
 
@@ -84,8 +83,8 @@ func TestTorture(t *testing.T) {
 	c.tell()
 }
 
-// newCampaign has a capsule with its workloads up.
-func newCampaign(t *testing.T) *campaign {
+// newTrial has a capsule with its workloads up.
+func newTrial(t *testing.T) *trial {
 	t.Helper()
 	repository, err := filepath.Abs("../..")
 	if err != nil {
@@ -95,15 +94,18 @@ func newCampaign(t *testing.T) *campaign {
 	if dir == "" {
 		dir = t.TempDir()
 	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
 	t.Setenv("XDG_CONFIG_HOME", filepath.Join(dir, "config"))
 	build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-o", filepath.Join(dir, "capsulectl"), "capsule/cmd/capsulectl")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build capsulectl: %v\n%s", err, out)
 	}
-	c := &campaign{box: newBox(t, filepath.Join(repository, "build", "capsule.img"), dir)}
+	c := &trial{box: newBox(t, filepath.Join(repository, "build", "capsule.img"), dir)}
 	c.strikes = c.faults()
-	c.summary = plan.Summary{Code: section.Checkout(repository), Date: time.Now(), Accel: c.machine.Accel}
+	c.summary = plan.Summary{Code: campaign.Checkout(repository), Date: time.Now(), Accel: c.machine.Accel}
 	if err := c.setUp(); err != nil {
 		c.evidence()
 		t.Fatal(err)
@@ -112,7 +114,7 @@ func newCampaign(t *testing.T) *campaign {
 }
 
 // setUp brings the workloads, and waits until their ledgers can be written.
-func (c *campaign) setUp() error {
+func (c *trial) setUp() error {
 	if err := c.answers(); err != nil {
 		return err
 	}
@@ -152,7 +154,7 @@ func keeperManifest(name, kind string, port int) string {
 }
 
 // possible leaves out what can't be done to this capsule, and says so.
-func (c *campaign) possible(kinds []plan.Kind) []plan.Kind {
+func (c *trial) possible(kinds []plan.Kind) []plan.Kind {
 	_, debugErr := c.inside("true")
 	return slices.DeleteFunc(kinds, func(k plan.Kind) bool {
 		reason := ""
@@ -171,7 +173,7 @@ func (c *campaign) possible(kinds []plan.Kind) []plan.Kind {
 }
 
 // run strikes until the time is over, and cuts the power at last.
-func (c *campaign) run(limit time.Duration) {
+func (c *trial) run(limit time.Duration) {
 	c.began = time.Now()
 	for f := range plan.Faults(c.summary.Seed, c.summary.Kinds) {
 		if time.Since(c.began) >= limit || !c.try(f) {
@@ -184,7 +186,7 @@ func (c *campaign) run(limit time.Duration) {
 }
 
 // try strikes once, and tells whether the campaign can go on.
-func (c *campaign) try(f plan.Fault) bool {
+func (c *trial) try(f plan.Fault) bool {
 	if err := await.Pause(c.t.Context(), f.Calm); err != nil {
 		return c.ends(err)
 	}
@@ -216,7 +218,7 @@ func (c *campaign) try(f plan.Fault) bool {
 
 // verify has a ledger checked, more than once: its workload may be one that a fault
 // starts again only now.
-func (c *campaign) verify(k *keeper) error {
+func (c *trial) verify(k *keeper) error {
 	err := c.until(checkMax, func() error {
 		if k.loss() != nil {
 			return nil
@@ -228,7 +230,7 @@ func (c *campaign) verify(k *keeper) error {
 
 // strike begins a fault, lets it last, and ends it. What was begun is ended, whatever
 // went wrong.
-func (c *campaign) strike(f plan.Fault) error {
+func (c *trial) strike(f plan.Fault) error {
 	of := c.strikes[f.Kind]
 	if err := of.begin(f); err != nil {
 		err = fmt.Errorf("begin %s: %w", f.Kind, err)
@@ -248,7 +250,7 @@ func (c *campaign) strike(f plan.Fault) error {
 }
 
 // hold lets a fault last, with another one in the middle if that is planned.
-func (c *campaign) hold(f plan.Fault) error {
+func (c *trial) hold(f plan.Fault) error {
 	err := await.Pause(c.t.Context(), f.Hold/2)
 	if err == nil && f.During != "" {
 		if err = c.strikes[f.During].begin(f); err != nil {
@@ -262,7 +264,7 @@ func (c *campaign) hold(f plan.Fault) error {
 
 // well tells whether the API answers, all workloads run, ledgers grow since then, and
 // programs can be run beside them: a workload whose runtime is gone looks well otherwise.
-func (c *campaign) well(since time.Time) error {
+func (c *trial) well(since time.Time) error {
 	err := c.call(callMax, func(ctx context.Context, conn *grpc.ClientConn) error {
 		info, err := capsulev1.NewCapsuleServiceClient(conn).Info(ctx, &capsulev1.InfoRequest{})
 		if err != nil {
@@ -289,7 +291,7 @@ func (c *campaign) well(since time.Time) error {
 }
 
 // running wants every workload to run, and all that were applied to be there.
-func (c *campaign) running(objects []*capsulev1.Object) error {
+func (c *trial) running(objects []*capsulev1.Object) error {
 	var errs []error
 	count := 0
 	for _, o := range objects {
@@ -310,7 +312,7 @@ func (c *campaign) running(objects []*capsulev1.Object) error {
 
 // afresh goes on after a fault that was not got over: from a power cut, when that helps.
 // A lost write ends the campaign.
-func (c *campaign) afresh(problem error) bool {
+func (c *trial) afresh(problem error) bool {
 	c.evidence()
 	if errors.Is(problem, errLost) {
 		return c.ends(problem)
@@ -325,13 +327,13 @@ func (c *campaign) afresh(problem error) bool {
 	return true
 }
 
-func (c *campaign) ends(err error) bool {
+func (c *trial) ends(err error) bool {
 	c.summary.Ended = err.Error()
 	return false
 }
 
 // tell logs what came of it, and writes the report.
-func (c *campaign) tell() {
+func (c *trial) tell() {
 	for _, k := range c.keepers {
 		l := k.summary()
 		c.summary.Ledgers = append(c.summary.Ledgers, l)
@@ -354,22 +356,9 @@ func (c *campaign) tell() {
 	}
 	page, err := os.ReadFile(file)
 	if err == nil {
-		err = os.WriteFile(file, section.Put(page, "torture", c.summary.Section()), 0o644)
+		err = os.WriteFile(file, campaign.PutSection(page, "torture", c.summary.Section()), 0o644)
 	}
 	if err != nil {
 		c.t.Error(err)
 	}
-}
-
-func number(t *testing.T, variable string, otherwise uint64) uint64 {
-	t.Helper()
-	text := os.Getenv(variable)
-	if text == "" {
-		return otherwise
-	}
-	n, err := strconv.ParseUint(text, 10, 32)
-	if err != nil {
-		t.Fatalf("%s: %v", variable, err)
-	}
-	return n
 }

@@ -11,7 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"capsule/test/section"
+	"capsule/test/campaign"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -82,14 +82,14 @@ func TestManual(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	text, ok := section.Get(page, "torture")
+	text, ok := campaign.Section(page, "torture")
 	_, found, _ := bytes.Cut(text, []byte(last))
 	want := append(head(), found...)
 	if !ok {
 		want = Summary{}.Section()
 	}
 	if *update {
-		if err := os.WriteFile(file, section.Put(page, "torture", want), 0o600); err != nil {
+		if err := os.WriteFile(file, campaign.PutSection(page, "torture", want), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		return

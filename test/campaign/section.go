@@ -1,12 +1,8 @@
-// Package section puts what a program tells into a page that others write in, too: its
-// part stands between two marks, and nothing else is touched.
-package section
+package campaign
 
 import (
 	"bytes"
 	"fmt"
-	"os/exec"
-	"strings"
 )
 
 func marks(name string) (begin, end []byte) {
@@ -25,8 +21,8 @@ func find(page []byte, name string) (from, to int, ok bool) {
 	return from, from + n, n >= 0
 }
 
-// Get gives a section's text.
-func Get(page []byte, name string) (text []byte, ok bool) {
+// Section gives a section's text.
+func Section(page []byte, name string) (text []byte, ok bool) {
 	from, to, ok := find(page, name)
 	if !ok {
 		return nil, false
@@ -34,8 +30,9 @@ func Get(page []byte, name string) (text []byte, ok bool) {
 	return bytes.Clone(page[from:to]), true
 }
 
-// Put gives the page with another text there, at its end where it has no such section.
-func Put(page []byte, name string, text []byte) []byte {
+// PutSection gives the page with another text in a section, at its end where it has no
+// such section. A section stands between two marks; nothing else is touched.
+func PutSection(page []byte, name string, text []byte) []byte {
 	text = append(bytes.TrimRight(bytes.Clone(text), "\n"), '\n')
 	if from, to, ok := find(page, name); ok {
 		return bytes.Join([][]byte{page[:from], text, page[to:]}, nil)
@@ -47,21 +44,10 @@ func Put(page []byte, name string, text []byte) []byte {
 	return bytes.Join([][]byte{page, begin, text, end}, nil)
 }
 
-// Keep gives a page that is written anew the section that the old one has.
-func Keep(page, old []byte, name string) []byte {
-	if text, ok := Get(old, name); ok {
-		return Put(page, name, text)
+// KeepSection gives a page that is written anew the section that the old one has.
+func KeepSection(page, old []byte, name string) []byte {
+	if text, ok := Section(old, name); ok {
+		return PutSection(page, name, text)
 	}
 	return page
-}
-
-// Checkout is the version of the code in a folder, for what is told of its runs.
-func Checkout(dir string) string {
-	cmd := exec.Command("git", "describe", "--tags", "--always")
-	cmd.Dir = dir
-	out, err := cmd.Output()
-	if err != nil {
-		return "unknown"
-	}
-	return strings.TrimSpace(string(out))
 }
