@@ -80,10 +80,10 @@ its SHA-256, is synced, and only then acknowledged to the campaign, which rememb
 Meanwhile faults strike, one after the other, in an order that the seed alone decides.
 After each one, within the time that is given for it, the API answers, all workloads run
 that the manifests want to, a program can be run in each of them, and each ledger grows
-again. Then the ledger is read from its disk: a record that is missing, doubled or changed, or that was acknowledged and has
-another history, ends the campaign as failed. So does a ledger that was started again by
-a fault that is none of its business, such as a killed daemon. The last fault is always a
-power cut.
+again. Then the ledger is read from its disk: a record that is missing, doubled or
+changed, or that was acknowledged and has another history, is lost, and ends the
+campaign. A fault that is none of a workload's business, such as a killed daemon, must
+not have started it again. The last fault is always a power cut.
 
 ` + "```console\n$ make torture\n$ make torture MINUTES=10 SEED=7 FAULTS=power,pool\n```" + `
 
