@@ -95,7 +95,8 @@ func (k *keeper) quiet() (silence time.Duration, starts int) {
 // errLost is in the error of a ledger that is not as it was acknowledged.
 var errLost = errors.New("an acknowledged write is lost")
 
-// verify has the ledger read from its disk, and compares.
+// verify has the ledger read from its disk, and compares; loss tells what is lost. An
+// error is that it could not be read.
 func (k *keeper) verify(ctx context.Context) error {
 	k.mu.Lock()
 	acked := k.witness.Last
@@ -104,14 +105,13 @@ func (k *keeper) verify(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read ledger %q: %w", k.name, err)
 	}
-	err = ledger.Verify(acked, s)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.checks++
-	if err != nil {
-		k.lost = append(k.lost, err.Error())
+	if lost := ledger.Verify(acked, s); lost != nil {
+		k.lost = append(k.lost, lost.Error())
 	}
-	return err
+	return nil
 }
 
 // loss gives what was lost so far.

@@ -219,12 +219,7 @@ func (c *trial) try(f plan.Fault) bool {
 // verify has a ledger checked, more than once: its workload may be one that a fault
 // starts again only now.
 func (c *trial) verify(k *keeper) error {
-	err := c.until(checkMax, func() error {
-		if k.loss() != nil {
-			return nil
-		}
-		return k.verify(c.t.Context())
-	})
+	err := c.until(checkMax, func() error { return k.verify(c.t.Context()) })
 	return errors.Join(err, k.loss())
 }
 

@@ -80,7 +80,7 @@ var Kinds = []Kind{
 	{Name: Reset, What: "the machine is reset", Recover: 2 * time.Minute, Outside: true},
 }
 
-// Sudden: it is over as soon as it has struck.
+// Sudden tells whether it is over as soon as it has struck.
 func (k Kind) Sudden() bool { return k.HoldMax == 0 }
 
 // Find gives a kind by its name; the zero Kind when there is none.
@@ -156,7 +156,7 @@ func (f Fault) Recover() (sum time.Duration) {
 	return sum
 }
 
-// Undisturbed: no workload may have been started again by it.
+// Undisturbed tells whether no workload may have been started again by it.
 func (f Fault) Undisturbed() bool {
 	return !slices.ContainsFunc(f.kinds(), func(k Kind) bool { return !k.Undisturbed })
 }
