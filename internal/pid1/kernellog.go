@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -32,7 +31,6 @@ type kernelLog struct {
 	out  *logFile
 	boot string
 
-	mu   sync.Mutex
 	ring *os.File
 	done chan struct{}
 
