@@ -17,7 +17,7 @@ import (
 func newCapsuleCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{Use: "capsule", Short: "Look after the machine itself"}
 	cmd.AddCommand(newCapsuleInfoCommand(a), newCapsuleLogsCommand(a), newCapsuleAuditCommand(a), newCapsuleRestartServiceCommand(a),
-		newCapsuleUpdateCommand(a), newCapsuleRebootCommand(a), newCapsuleShutdownCommand(a))
+		newCapsuleUpdateCommand(a), newCapsuleBackupCommand(a), newCapsuleRestoreCommand(a), newCapsuleRebootCommand(a), newCapsuleShutdownCommand(a))
 	return cmd
 }
 

@@ -20,6 +20,13 @@ type layout struct {
 	perm, pool, metadata uint64
 }
 
+// PoolBytes is how large the pool becomes on a new partition of that size. What the
+// group's own records take is left out, with a rest to spare.
+func PoolBytes(partitionBytes uint64) uint64 {
+	const records = 8 << 20
+	return plan(partitionBytes-min(partitionBytes, records), ExtentBytes).pool
+}
+
 // plan divides a group of this size. perm gets a fifth, between 4 and 64 GiB, but
 // on small disks never more than half. The pool's metadata is 0.05 % between 128
 // MiB and 1 GiB (it's there twice: with lvm's spare for repairs), on small disks

@@ -75,6 +75,10 @@ type Options struct {
 	Updates Updates
 	// Installer is nil but in MODE_INSTALLER.
 	Installer Installer
+	// Stage takes backups to be installed; nil but in MODE_INSTALLER.
+	Stage Stage
+	// Backups is nil but in MODE_NORMAL.
+	Backups Backups
 	// Kinds of workloads that have a driver here.
 	Kinds   []string
 	Machine Machine
@@ -133,6 +137,7 @@ func New(o Options) (*grpc.Server, error) {
 	capsulev1.RegisterImageServiceServer(s, &images{Options: o})
 	capsulev1.RegisterUpdateServiceServer(s, newUpdates(o))
 	capsulev1.RegisterInstallServiceServer(s, &installs{Options: o})
+	capsulev1.RegisterBackupServiceServer(s, newBackups(o))
 	capsulev1.RegisterCapsuleServiceServer(s, &capsule{Options: o})
 	capsulev1.RegisterEventServiceServer(s, &events{Options: o})
 	capsulev1.RegisterStatsServiceServer(s, &stats{Options: o})
