@@ -32,6 +32,7 @@ import (
 	"capsule/internal/network"
 	"capsule/internal/secret"
 	"capsule/internal/server"
+	"capsule/internal/state"
 	"capsule/internal/store"
 	"capsule/internal/workload"
 )
@@ -115,6 +116,12 @@ func (c *testCapsule) serve(updates server.Updates, defers func(func())) error {
 	}
 	srv, err := server.New(server.Options{
 		TLS: tlsConfig, Identity: c.id, Audit: auditLog, Store: st, Images: images, Volumes: volumes, Secrets: secrets, Updates: updates, Version: "v1.2.3", Registries: config.NewRegistries(st, secrets), Runtime: loop,
+		Backups: &state.Source{
+			Store: st, Secrets: secrets, Volumes: volumes, Identity: filepath.Join(dir, "identity"), Perm: dir, Temp: dir,
+			Header: func() *capsulev1.BackupHeader {
+				return &capsulev1.BackupHeader{Version: "v1.2.3", Name: "capsule-test", MachineId: strings.Repeat("a", 32), Fingerprint: c.id.Fingerprint()}
+			},
+		},
 		Kinds: []string{"Container"}, Machine: testMachine{dir}, LogDir: logDir, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
