@@ -130,7 +130,7 @@ func (a authentic) Read(p []byte) (int, error) {
 	if err == nil || isEOF(err) || errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, new(*fs.PathError)) {
 		return n, err
 	}
-	return n, fmt.Errorf("it was changed since it was written: %w", backup.ErrDamaged)
+	return n, fmt.Errorf("it was cut off or changed since it was written: %w", backup.ErrDamaged)
 }
 
 // checkedBackup is one that was read to its end.
