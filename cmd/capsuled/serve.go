@@ -138,6 +138,7 @@ func serve(ctx context.Context) error {
 		go d.keepVolumes(life)
 		go d.keepConfigured(life)
 		go d.openSecrets(life)
+		go d.watchTwin(life)
 		go func() {
 			if err := d.workloads(life); err != nil {
 				failed <- fmt.Errorf("run workloads: %w", err)
