@@ -23,12 +23,12 @@ const (
 	// indexFile of a folder has the hashes of the newest backup in it, and no data: what
 	// is known, also to who can't open the backup. Its form is that of a backup.
 	indexFile = "index"
-	stampForm = "20060102T150405Z"
+	stampForm = "20060102T150405.000Z"
 )
 
 // A backup in a folder is named by its capsule, the time, its place in its chain, and
-// its id: "box-20261130T174500Z-02-<id>.backup" stands on two others.
-var backupName = regexp.MustCompile(`^(.+)-(\d{8}T\d{6}Z)-(\d{2})-([0-9a-f]{32})\.backup$`)
+// its id: "box-20261130T174500.123Z-02-<id>.backup" stands on two others.
+var backupName = regexp.MustCompile(`^(.+)-(\d{8}T\d{6}\.\d{3}Z)-(\d{2})-([0-9a-f]{32})\.backup$`)
 
 // backupEntry is a backup in a folder.
 type backupEntry struct {

@@ -26,8 +26,6 @@ import (
 	"fmt"
 
 	"github.com/containerd/errdefs"
-
-	v1 "capsule/api/capsule/v1"
 )
 
 // Format of what this version writes; a Reader knows it and all before.
@@ -96,13 +94,3 @@ func Chunks(sizeBytes uint64) uint64 { return (sizeBytes + ChunkBytes - 1) / Chu
 
 // ChunkSize of chunk i of a volume of that size: the last may be shorter.
 func ChunkSize(i, sizeBytes uint64) int { return int(min(ChunkBytes, sizeBytes-i*ChunkBytes)) } //nolint:gosec // small
-
-// volumeOf is a volume of a header.
-func volumeOf(h *v1.BackupHeader, name string) *v1.BackupVolume {
-	for _, v := range h.GetVolumes() {
-		if v.GetName() == name {
-			return v
-		}
-	}
-	return nil
-}

@@ -363,7 +363,7 @@ func TestStageRefuses(t *testing.T) {
 	}{
 		"cut":                  {good[:len(good)-1], anyVersion, backup.ErrCut},
 		"cut early":            {good[:20], anyVersion, backup.ErrCut},
-		"flipped":              {flipped, anyVersion, backup.ErrDamaged},
+		"flipped":              {flipped, anyVersion, errdefs.ErrDataLoss},
 		"foreign":              {[]byte("a letter, and nothing else"), anyVersion, backup.ErrForeign},
 		"of a newer system":    {good, func(string) bool { return false }, ErrNewer},
 		"of another identity":  {foreign.Bytes(), anyVersion, backup.ErrDamaged},
