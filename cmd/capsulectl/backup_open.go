@@ -138,6 +138,8 @@ type checkedBackup struct {
 	savedBackup
 	header *capsulev1.BackupHeader // with what its volumes hold
 	state  []*capsulev1.BackupRecord
+	// stateBytes of their data.
+	stateBytes int
 }
 
 // check reads all of a backup, and of those that it stands on: nothing is changed
@@ -166,7 +168,9 @@ func (b savedBackup) check(ctx context.Context, a *app) (*checkedBackup, error) 
 		}
 		switch r := rec.GetRecord().(type) {
 		case *capsulev1.BackupRecord_File, *capsulev1.BackupRecord_Data:
-			all.state = append(all.state, rec)
+			if err := all.keep(rec); err != nil {
+				return nil, b.explain(b.path, err)
+			}
 		case *capsulev1.BackupRecord_Volume:
 			volume, volumes = all.header.GetVolumes()[volumes], volumes+1
 			volume.Size, volume.Fresh, volume.Used = r.Volume.GetSize(), r.Volume.GetFresh(), 0
@@ -184,6 +188,18 @@ func (b savedBackup) check(ctx context.Context, a *app) (*checkedBackup, error) 
 	}
 	bar.done()
 	return all, nil
+}
+
+// stateMax bounds the files of a backup, packed, which are kept in memory; a stick takes
+// no more.
+const stateMax = 128 << 20
+
+func (b *checkedBackup) keep(rec *capsulev1.BackupRecord) error {
+	if b.stateBytes += len(rec.GetData()); b.stateBytes > stateMax {
+		return fmt.Errorf("its state has more than %s: %w", size(stateMax), backup.ErrDamaged)
+	}
+	b.state = append(b.state, rec)
+	return nil
 }
 
 // used is how many bytes its volumes hold.

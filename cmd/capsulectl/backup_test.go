@@ -63,7 +63,7 @@ func newBackedUp(t *testing.T) *backedUp {
 		t.Fatal(err)
 	}
 	b.recipient = id.Recipient().String()
-	manifest := "kind: Secret\nname: db\nvalues:\n  password: precious\n---\nkind: Volume\nname: photos\nsize: 64MiB\n"
+	manifest := "kind: Secret\nname: db\ndata:\n  password: precious\n---\nkind: Volume\nname: photos\nsize: 64MiB\n"
 	for name, text := range map[string]string{b.key: id.String() + "\n", filepath.Join(dir, "all.yaml"): manifest} {
 		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
 			t.Fatal(err)

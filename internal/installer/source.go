@@ -26,7 +26,7 @@ type Personality struct {
 	MachineID string
 	// Restore is a file with the state of the capsule that it's to be; "" for a new one.
 	Restore string
-	// Reclaim is an empty file of the ESP that lets one more admin in; "" for none.
+	// Reclaim is the file of the ESP that lets one more admin in; "" for none.
 	Reclaim string
 }
 
@@ -92,7 +92,7 @@ func espFiles(dir, running string, root slot.Root, p Personality) (files []fat.F
 		files = append(files, fat.Text(disk.SeedFile, p.Seed))
 	}
 	if p.Reclaim != "" {
-		files = append(files, fat.Text(p.Reclaim, nil))
+		files = append(files, fat.Text(p.Reclaim, []byte("One more admin may be let in.\n")))
 	}
 	return append(files,
 		fat.Text(name, text),
