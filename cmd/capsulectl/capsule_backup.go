@@ -20,6 +20,8 @@ import (
 type BackupOptions struct {
 	Volumes        bool
 	Full           bool
+	Verify         bool
+	Identity       string // for Verify
 	Recipients     []string
 	PassphraseFile string
 }
@@ -41,17 +43,28 @@ which is asked for or read from a file: whoever reads a backup has the capsule. 
 written beside FILE and takes its name once it is whole.
 
 Workloads go on meanwhile. Each volume is as it was at one moment. Images are not in
-a backup: they are pulled again, and those that were pushed are to be pushed again.`,
+a backup: they are pulled again, and those that were pushed are to be pushed again.
+
+--verify reads a backup that is there, with all that it stands on, and says what is in
+it; no capsule is asked.`,
 		Example: `  capsulectl capsule backup box.backup
   capsulectl capsule backup --volumes --recipient age1… /mnt/nas/box/
-  capsulectl capsule backup --volumes --passphrase-file ~/.box.pass box.backup`,
+  capsulectl capsule backup --volumes --passphrase-file ~/.box.pass box.backup
+  capsulectl capsule backup --verify --identity key.txt /mnt/nas/box/`,
 		Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error { return runCapsuleBackup(cmd.Context(), a, o, args[0]) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if o.Verify {
+				return runBackupVerify(cmd.Context(), a, o, args[0])
+			}
+			return runCapsuleBackup(cmd.Context(), a, o, args[0])
+		},
 	}
 	flags := cmd.Flags()
 	flags.BoolVar(&o.Volumes, "volumes", false, "the data of all volumes too")
 	flags.BoolVar(&o.Full, "full", false, "a whole backup, although an earlier one is in the folder")
 	flags.StringArrayVar(&o.Recipients, "recipient", nil, "public key of age that can open it, age1…; may be given several times")
+	flags.BoolVar(&o.Verify, "verify", false, "make none: read the one that is there, or the newest of the folder, to its end")
+	flags.StringVar(&o.Identity, "identity", "", "with --verify, file with the age key that opens it")
 	passphraseFile(cmd, &o.PassphraseFile)
 	return cmd
 }
@@ -83,6 +96,21 @@ func runCapsuleBackup(ctx context.Context, a *app, o BackupOptions, target strin
 		return err
 	}
 	return m.finish()
+}
+
+// runBackupVerify tells what is in a backup, or what is wrong with it.
+func runBackupVerify(ctx context.Context, a *app, o BackupOptions, path string) error {
+	saved, err := a.openBackup(path, OpenOptions{Identity: o.Identity, PassphraseFile: o.PassphraseFile})
+	if err != nil {
+		return err
+	}
+	b, err := saved.check(ctx, a)
+	if err != nil {
+		return err
+	}
+	a.ui.printf("%s is whole: capsule %q, version %s, %s, %d volumes with %s\n",
+		saved.path, b.header.GetName(), b.header.GetVersion(), stampOf(b.header), len(b.header.GetVolumes()), size(b.used()))
+	return nil
 }
 
 // backupMaking is a backup on its way into a file.
