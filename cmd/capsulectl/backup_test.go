@@ -309,7 +309,7 @@ func TestBackupFolder(t *testing.T) {
 		t.Fatal(err)
 	}
 	again("the newest backup is not in it any more")
-	if code, out, errs := runTyped(t, "", "capsule", "backup", "--verify", "--identity", b.key, folder); code != 0 || !strings.Contains(out, `is whole: capsule "capsule-test"`) || !strings.Contains(out, "1 volumes with 1.0 MiB") {
+	if code, out, errs := runTyped(t, "", "capsule", "backup", "--verify", "--identity", b.key, folder); code != 0 || !strings.Contains(out, `is whole: capsule "capsule-test"`) || !strings.Contains(out, "volumes: 1, 1.0 MiB") {
 		t.Errorf("verify: exit %d\n%s%s", code, out, errs)
 	}
 	// Nothing else is left, and all open.

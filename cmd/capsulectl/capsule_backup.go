@@ -108,7 +108,7 @@ func runBackupVerify(ctx context.Context, a *app, o BackupOptions, path string) 
 	if err != nil {
 		return err
 	}
-	a.ui.printf("%s is whole: capsule %q, version %s, %s, %d volumes with %s\n",
+	a.ui.printf("%s is whole: capsule %q, version %s, %s; volumes: %d, %s\n",
 		saved.path, b.header.GetName(), b.header.GetVersion(), stampOf(b.header), len(b.header.GetVolumes()), size(b.used()))
 	return nil
 }
