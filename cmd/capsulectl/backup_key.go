@@ -7,7 +7,7 @@ import (
 	"os"
 	"strings"
 
-	"filippo.io/age"
+	crypt "filippo.io/age"
 	"github.com/spf13/cobra"
 )
 
@@ -28,16 +28,16 @@ func passphraseFile(cmd *cobra.Command, to *string) {
 }
 
 // recipients are who can read a backup that is made.
-func (a *app) recipients(keys []string, file string) ([]age.Recipient, error) {
+func (a *app) recipients(keys []string, file string) ([]crypt.Recipient, error) {
 	if len(keys) > 0 && file != "" {
 		return nil, &failure{exitUsage, errors.New("a backup is for recipients, or has a passphrase"), "leave out --recipient or --passphrase-file"}
 	}
 	if len(keys) > recipientsMax {
 		return nil, &failure{exitUsage, fmt.Errorf("more than %d recipients", recipientsMax), ""}
 	}
-	var all []age.Recipient
+	var all []crypt.Recipient
 	for _, key := range keys {
-		found, err := age.ParseRecipients(strings.NewReader(key))
+		found, err := crypt.ParseRecipients(strings.NewReader(key))
 		if err != nil {
 			return nil, &failure{exitUsage, fmt.Errorf("%.80q is no recipient", key), "it looks like age1…, and \"age-keygen\" makes one"}
 		}
@@ -50,12 +50,12 @@ func (a *app) recipients(keys []string, file string) ([]age.Recipient, error) {
 	if err != nil {
 		return nil, err
 	}
-	r, err := age.NewScryptRecipient(passphrase)
-	return []age.Recipient{r}, err
+	r, err := crypt.NewScryptRecipient(passphrase)
+	return []crypt.Recipient{r}, err
 }
 
 // identities are what opens a backup.
-func (a *app) identities(identityFile, file string) ([]age.Identity, error) {
+func (a *app) identities(identityFile, file string) ([]crypt.Identity, error) {
 	if identityFile != "" && file != "" {
 		return nil, &failure{exitUsage, errors.New("a backup is opened by a key, or by a passphrase"), "leave out --identity or --passphrase-file"}
 	}
@@ -65,7 +65,7 @@ func (a *app) identities(identityFile, file string) ([]age.Identity, error) {
 			return nil, readError(identityFile, err)
 		}
 		defer f.Close()
-		ids, err := age.ParseIdentities(io.LimitReader(f, keyFileMax))
+		ids, err := crypt.ParseIdentities(io.LimitReader(f, keyFileMax))
 		if err != nil { // whose text may quote the file
 			return nil, &failure{exitUsage, fmt.Errorf("%q holds no key", identityFile), "name a file that \"age-keygen\" made: AGE-SECRET-KEY-…"}
 		}
@@ -75,8 +75,8 @@ func (a *app) identities(identityFile, file string) ([]age.Identity, error) {
 	if err != nil {
 		return nil, err
 	}
-	id, err := age.NewScryptIdentity(passphrase)
-	return []age.Identity{id}, err
+	id, err := crypt.NewScryptIdentity(passphrase)
+	return []crypt.Identity{id}, err
 }
 
 // passphrase comes from a file or a terminal, never from the command line or the

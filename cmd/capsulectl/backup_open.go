@@ -9,7 +9,7 @@ import (
 	"os"
 	"path/filepath"
 
-	"filippo.io/age"
+	crypt "filippo.io/age"
 	"github.com/spf13/cobra"
 
 	capsulev1 "capsule/api/capsule/v1"
@@ -30,7 +30,7 @@ func (o *OpenOptions) flags(cmd *cobra.Command) {
 // savedBackup is a backup in a file, which may be read several times.
 type savedBackup struct {
 	path string // of the newest file
-	keys []age.Identity
+	keys []crypt.Identity
 }
 
 // openBackup finds out which file is meant, and asks for what opens it.
@@ -89,9 +89,9 @@ func (b savedBackup) openFile(path string) (*os.File, *backup.Reader, error) {
 	if err != nil {
 		return nil, nil, readError(path, err)
 	}
-	plain, err := age.Decrypt(f, b.keys...)
+	plain, err := crypt.Decrypt(f, b.keys...)
 	if err != nil {
-		if errors.As(err, new(*age.NoIdentityMatchError)) {
+		if errors.As(err, new(*crypt.NoIdentityMatchError)) {
 			return f, nil, errWrongKey
 		}
 		return f, nil, backup.ErrForeign

@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"filippo.io/age"
+	crypt "filippo.io/age"
 
 	capsulev1 "capsule/api/capsule/v1"
 	"capsule/internal/backup"
@@ -58,7 +58,7 @@ func newBackedUp(t *testing.T) *backedUp {
 	if err := b.save(filepath.Join(dir, "config", "capsule"), "reader", capsulev1.Role_ROLE_OPERATOR); err != nil {
 		t.Fatal(err)
 	}
-	id, err := age.GenerateX25519Identity()
+	id, err := crypt.GenerateX25519Identity()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -194,7 +194,7 @@ func TestInstallRestoreRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	other, err := age.GenerateX25519Identity()
+	other, err := crypt.GenerateX25519Identity()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -257,12 +257,12 @@ func TestInstallRestoreRefuses(t *testing.T) {
 // sealed is a backup with this header and nothing else.
 func (b *backedUp) sealed(t *testing.T, h *capsulev1.BackupHeader) []byte {
 	t.Helper()
-	to, err := age.ParseX25519Recipient(b.recipient)
+	to, err := crypt.ParseX25519Recipient(b.recipient)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
-	w, err := age.Encrypt(&out, to)
+	w, err := crypt.Encrypt(&out, to)
 	if err != nil {
 		t.Fatal(err)
 	}

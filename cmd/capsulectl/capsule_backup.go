@@ -8,7 +8,7 @@ import (
 	"os"
 	"path/filepath"
 
-	"filippo.io/age"
+	crypt "filippo.io/age"
 	"github.com/spf13/cobra"
 
 	capsulev1 "capsule/api/capsule/v1"
@@ -117,7 +117,7 @@ func runBackupVerify(ctx context.Context, a *app, o BackupOptions, path string) 
 type backupMaking struct {
 	app        *app
 	options    BackupOptions
-	recipients []age.Recipient
+	recipients []crypt.Recipient
 	folder     string // "" for a single file
 	path       string
 	known      *known // nil for a whole one
@@ -198,7 +198,7 @@ func (m *backupMaking) take(stream capsulev1.BackupService_BackupClient) (err er
 	if m.out, err = createArchive(m.app, m.path); err != nil {
 		return err
 	}
-	if m.sealed, err = age.Encrypt(m.out, m.recipients...); err != nil {
+	if m.sealed, err = crypt.Encrypt(m.out, m.recipients...); err != nil {
 		return err
 	}
 	bar := m.app.ui.progress()

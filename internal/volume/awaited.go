@@ -55,14 +55,14 @@ func (m *Manager) awaited(name string) error {
 	if _, err := m.opts.Store.Get(manifest.KindVolume, name); err != nil {
 		return err
 	}
-	if !m.waits(name) {
+	if !m.isAwaited(name) {
 		return errNotAwaited
 	}
 	return nil
 }
 
-// waits tells whether a volume waits for its data.
-func (m *Manager) waits(name string) bool {
+// isAwaited tells whether a volume waits for its data.
+func (m *Manager) isAwaited(name string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.state.awaited[name]

@@ -89,7 +89,7 @@ func TestAwaitedGivenUp(t *testing.T) {
 	if _, err := m.reconcile(t.Context(), "photos"); err != nil {
 		t.Fatal(err)
 	}
-	if m.waits("photos") || open(t, m.opts.Store, nil).waits("photos") {
+	if m.isAwaited("photos") || open(t, m.opts.Store, nil).isAwaited("photos") {
 		t.Error("it still waits")
 	}
 	if _, err := m.opts.Store.Get("Volume", "photos"); !errdefs.IsNotFound(err) {
@@ -156,7 +156,7 @@ func TestBlocksAndFill(t *testing.T) {
 		}
 		return next()
 	}
-	if err := there.Fill(t.Context(), v, broken); !errors.Is(err, failure) || !there.waits("photos") {
+	if err := there.Fill(t.Context(), v, broken); !errors.Is(err, failure) || !there.isAwaited("photos") {
 		t.Errorf("one that was broken off: %v", err)
 	}
 	expectThin(t, r.LV)
