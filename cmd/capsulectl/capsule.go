@@ -11,8 +11,9 @@ import (
 func newCapsuleCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{Use: "capsule", Short: "Look after the machine itself"}
 	cmd.AddCommand(newCapsuleInfoCommand(a), newCapsuleLogsCommand(a), newCapsuleAuditCommand(a), newCapsuleDebugCommand(a),
-		newCapsuleSupportCommand(a), newCapsulePcapCommand(a), newCapsuleDiskCommand(a), newCapsuleRestartServiceCommand(a),
-		newCapsuleUpdateCommand(a), newCapsuleRebootCommand(a), newCapsuleShutdownCommand(a))
+		newCapsuleSupportCommand(a), newCapsulePcapCommand(a), newCapsuleDiskCommand(a), newCapsuleBackupCommand(a),
+		newCapsuleRestoreCommand(a), newCapsuleRestartServiceCommand(a), newCapsuleUpdateCommand(a), newCapsuleRebootCommand(a),
+		newCapsuleShutdownCommand(a))
 	return cmd
 }
 

@@ -32,6 +32,7 @@ import (
 	"capsule/internal/network"
 	"capsule/internal/secret"
 	"capsule/internal/server"
+	"capsule/internal/state"
 	"capsule/internal/store"
 	"capsule/internal/workload"
 )
@@ -120,6 +121,12 @@ func (c *testCapsule) serve(updates server.Updates, defers func(func())) error {
 				e.Command = []string{"sh"}
 			}
 			return driver.Exec(ctx, workload.ID{}, e)
+		},
+		Backups: &state.Source{
+			Store: st, Secrets: secrets, Volumes: volumes, Identity: filepath.Join(dir, "identity"), Perm: dir, Temp: dir,
+			Header: func() *capsulev1.BackupHeader {
+				return &capsulev1.BackupHeader{Version: "v1.2.3", Name: "capsule-test", MachineId: strings.Repeat("a", 32), Fingerprint: c.id.Fingerprint()}
+			},
 		},
 		Kinds: []string{"Container"}, Machine: testMachine{dir}, LogDir: logDir, Log: slog.New(slog.DiscardHandler),
 	})

@@ -32,6 +32,7 @@ type client struct {
 	workloads capsulev1.WorkloadServiceClient
 	images    capsulev1.ImageServiceClient
 	volumes   capsulev1.VolumeServiceClient
+	backups   capsulev1.BackupServiceClient
 	updates   capsulev1.UpdateServiceClient
 	capsule   capsulev1.CapsuleServiceClient
 	events    capsulev1.EventServiceClient
@@ -83,6 +84,7 @@ func (a *app) dial() (*client, error) {
 		workloads: capsulev1.NewWorkloadServiceClient(conn),
 		images:    capsulev1.NewImageServiceClient(conn),
 		volumes:   capsulev1.NewVolumeServiceClient(conn),
+		backups:   capsulev1.NewBackupServiceClient(conn),
 		updates:   capsulev1.NewUpdateServiceClient(conn),
 		capsule:   capsulev1.NewCapsuleServiceClient(conn),
 		events:    capsulev1.NewEventServiceClient(conn),

@@ -421,3 +421,76 @@ func (v *folderVolumes) Pool() (*capsulev1.Pool, error) {
 
 // Ready is when a machine's volumes are known; folders are from the start.
 func (v *folderVolumes) Ready(context.Context) error { return nil }
+
+// For backups a volume is what is in its file "disk", and zeros.
+func (v *folderVolumes) disk(name string) string { return filepath.Join(v.data(name), "disk") }
+
+// awaited is how a restored store marks a volume without data.
+const awaited = "awaited/"
+
+func (v *folderVolumes) Kept() (all []volume.Kept, waiting []string, err error) {
+	waits := map[string]bool{}
+	err = v.store.Bucket("volumes").Each(func(key string, _ []byte) error {
+		if name, ok := strings.CutPrefix(key, awaited); ok {
+			waits[name] = true
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	objs, err := v.store.List(manifest.KindVolume)
+	for _, o := range objs {
+		name := o.GetMeta().GetName()
+		if waits[name] {
+			waiting = append(waiting, name)
+		} else {
+			all = append(all, volume.Kept{Name: name, Size: o.GetVolume().GetSpec().GetSize()})
+		}
+	}
+	return all, waiting, err
+}
+
+func (v *folderVolumes) Blocks(_ context.Context, name string, read func(volume.Kept, io.Reader) error) error {
+	o, err := v.is(name)
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(v.disk(name), os.O_RDONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	size := o.GetVolume().GetSpec().GetSize()
+	return read(volume.Kept{Name: name, Size: size}, io.LimitReader(io.MultiReader(f, zeros{}), size))
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) {
+	clear(p)
+	return len(p), nil
+}
+
+func (v *folderVolumes) Fill(_ context.Context, k volume.Kept, next func() (int64, []byte, error)) error {
+	if err := os.MkdirAll(v.data(k.Name), 0o755); err != nil {
+		return err
+	}
+	f, err := os.Create(v.disk(k.Name))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for {
+		at, data, err := next()
+		if errors.Is(err, io.EOF) {
+			return v.store.Bucket("volumes").Delete(awaited + k.Name)
+		}
+		if err != nil {
+			return err
+		}
+		if _, err := f.WriteAt(data, at); err != nil {
+			return err
+		}
+	}
+}

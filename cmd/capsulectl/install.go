@@ -8,6 +8,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc/codes"
@@ -22,6 +23,10 @@ type InstallOptions struct {
 	Yes      bool
 	DryRun   bool
 	Operator string
+	Restore  string
+	Open     OpenOptions
+	NoWait   bool
+	Timeout  time.Duration
 }
 
 func newInstallCommand(a *app) *cobra.Command {
@@ -39,10 +44,18 @@ only with --disk and --erase together. Nothing is written before you agree.
 All that is written is read back. What is cut, by Ctrl-C or the power, leaves a disk
 that boots nothing, and is begun again by the same command; only the last step, a
 second, is brought to its end. The capsule has the name and the keys of the stick's
-system: the context that was made goes on.`,
+system: the context that was made goes on.
+
+--restore makes the machine the capsule of a backup: the same name, keys, operators
+and secrets, and all that was declared. The backup is read to its end before anything
+is written. The command then waits until the machine comes up from its disk, and fills
+the volumes; "capsulectl capsule restore" goes on with that when it was broken off.
+Switch the capsule that the backup is of off for good: two with one identity can't be
+told apart.`,
 		Example: `  capsulectl install capsule-a3f2
   capsulectl install capsule-a3f2 --disk S5Y2NX0R123456 --erase
-  capsulectl install 192.168.1.20 --dry-run`,
+  capsulectl install 192.168.1.20 --dry-run
+  capsulectl install capsule-a3f2 --restore box.backup`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return runInstall(cmd.Context(), a, o, args[0]) },
 	}
@@ -51,11 +64,19 @@ system: the context that was made goes on.`,
 	flags.BoolVar(&o.Erase, "erase", false, "take the disk that --disk names although something is on it")
 	flags.BoolVar(&o.Yes, "yes", false, "don't ask before the disk is written")
 	flags.BoolVar(&o.DryRun, "dry-run", false, "show the disks and what would be erased, and write nothing")
+	flags.StringVar(&o.Restore, "restore", "", "backup, or folder of them, that the machine is to be the capsule of")
+	o.Open.flags(cmd)
+	flags.BoolVar(&o.NoWait, "no-wait", false, "after a restore, leave the volumes to \"capsulectl capsule restore\"")
+	flags.DurationVar(&o.Timeout, "timeout", time.Hour, "how long to wait for the restored capsule")
 	flags.StringVar(&o.Operator, "operator", "", "your name, where the machine is claimed by this (default that of this machine's user)")
 	return cmd
 }
 
 func runInstall(ctx context.Context, a *app, o InstallOptions, target string) error {
+	r, err := a.restoration(ctx, o)
+	if err != nil {
+		return err
+	}
 	if err := a.owner(ctx, o, target); err != nil {
 		return err
 	}
@@ -68,13 +89,18 @@ func runInstall(ctx context.Context, a *app, o InstallOptions, target string) er
 	if err := a.ui.show(a.output, disksView(disks.GetDisks())); err != nil {
 		return err
 	}
+	digest, err := r.stage(ctx)
+	if err != nil {
+		return err
+	}
 	plan, err := call(ctx, a, func(ctx context.Context, c *client) (*capsulev1.PlanInstallResponse, error) {
-		return c.installs().PlanInstall(ctx, &capsulev1.PlanInstallRequest{Disk: o.Disk, Erase: o.Erase})
+		return c.installs().PlanInstall(ctx, &capsulev1.PlanInstallRequest{Disk: o.Disk, Erase: o.Erase, Restore: digest})
 	})
 	if err != nil {
 		return err
 	}
 	tellPlan(a, o, plan)
+	r.tell()
 	if o.DryRun {
 		a.ui.note("nothing was written")
 		return nil
@@ -82,10 +108,13 @@ func runInstall(ctx context.Context, a *app, o InstallOptions, target string) er
 	if err := agree(a, o, plan.GetDisk()); err != nil {
 		return err
 	}
-	if err := install(ctx, a, o, plan); err != nil {
+	if err := install(ctx, a, o, plan, digest); err != nil {
 		return err
 	}
 	a.ui.printf("installed on disk %s, and verified\n", o.idOf(plan.GetDisk()))
+	if r != nil {
+		return r.finish(ctx)
+	}
 	a.ui.note("pull the stick, then switch the machine off and on: it comes up as %s", a.client.context.Name)
 	return nil
 }
@@ -212,10 +241,10 @@ func agree(a *app, o InstallOptions, d *capsulev1.Disk) error {
 	return nil
 }
 
-func install(ctx context.Context, a *app, o InstallOptions, plan *capsulev1.PlanInstallResponse) error {
+func install(ctx context.Context, a *app, o InstallOptions, plan *capsulev1.PlanInstallResponse, restore string) error {
 	progress := &meter{line: statusLine{ui: a.ui}}
 	defer progress.end()
-	req := &capsulev1.InstallRequest{Disk: o.idOf(plan.GetDisk()), Erase: o.Erase, Digest: plan.GetDigest()}
+	req := &capsulev1.InstallRequest{Disk: o.idOf(plan.GetDisk()), Erase: o.Erase, Digest: plan.GetDigest(), Restore: restore}
 	stream, err := a.client.installs().Install(ctx, req)
 	if err != nil {
 		return err

@@ -20,6 +20,8 @@ import (
 	"capsule/internal/identity"
 	"capsule/internal/installer"
 	"capsule/internal/server"
+	"capsule/internal/state"
+	"capsule/internal/update"
 )
 
 // A stick is a machine that was started to be installed, with disks that are only
@@ -30,6 +32,9 @@ type stick struct {
 	disks   []installer.Candidate
 	change  bool // something appears on a disk once it was shown
 	wrote   atomic.Int32
+	stage   *state.Stage
+	// written is called at the end of an installation that restores.
+	written func(*state.Staged)
 }
 
 func (*stick) Mode() (capsulev1.Mode, string) { return capsulev1.Mode_MODE_INSTALLER, "from a stick" }
@@ -52,6 +57,13 @@ func (s *stick) Install(_ context.Context, choice installer.Choice, planned stri
 		return context.DeadlineExceeded
 	}
 	s.wrote.Add(1)
+	if choice.Restore != "" {
+		staged, err := s.stage.Get(choice.Restore)
+		if err != nil {
+			return err
+		}
+		s.written(staged)
+	}
 	for done := int64(0); done <= 4; done++ {
 		progress(installer.Progress{Step: "verify", Done: done << 20, Total: 4 << 20})
 	}
@@ -99,7 +111,8 @@ func serveStick(t *testing.T, s *stick, seed string) (*contexts.Store, *identity
 		t.Fatal(err)
 	}
 	s.testMachine = testMachine{dir}
-	srv, err := server.New(server.Options{TLS: config, Identity: id, Machine: s, Installer: s, Version: "v1.2.3", Log: slog.New(slog.DiscardHandler)})
+	s.stage = &state.Stage{Dir: filepath.Join(dir, "restore"), Follows: func(version string) bool { return update.Follows("v1.2.3", version) }}
+	srv, err := server.New(server.Options{TLS: config, Identity: id, Machine: s, Installer: s, Stage: s.stage, Version: "v1.2.3", Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,6 +15,7 @@ import (
 	"capsule/internal/disk"
 	"capsule/internal/identity"
 	"capsule/internal/installer"
+	"capsule/internal/state"
 )
 
 // What a machine that is started from a stick keeps in memory, to give it to the
@@ -28,11 +29,22 @@ const (
 
 // newInstaller is the part of the API that there is in this mode alone.
 func (d *daemon) newInstaller(id *identity.Identity) *installer.Installer {
+	d.stage = &state.Stage{Dir: ramRestoreDir, Follows: follows}
 	return installer.New(installer.Options{
 		Sysfs: "/sys", Boot: d.machine.boot, Log: slog.Default(),
-		Personality: func() (installer.Personality, error) {
+		Personality: func(restore string) (installer.Personality, error) {
+			if restore != "" {
+				return d.restored(restore)
+			}
 			seed, err := id.SeedPEM()
 			return installer.Personality{Seed: seed, MachineID: readWord(ramMachineIDFile)}, err
+		},
+		Needs: func(restore string) (uint64, error) {
+			staged, err := d.stage.Get(restore)
+			if err != nil {
+				return 0, err
+			}
+			return staged.Needs(), nil
 		},
 	})
 }

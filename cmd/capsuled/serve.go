@@ -38,6 +38,7 @@ import (
 	"capsule/internal/qemu"
 	"capsule/internal/secret"
 	"capsule/internal/server"
+	"capsule/internal/state"
 	"capsule/internal/storage"
 	"capsule/internal/store"
 	"capsule/internal/update"
@@ -81,6 +82,7 @@ type daemon struct {
 	looping    chan struct{} // closed once the loop is there
 	updates    *update.Manager
 	installer  *installer.Installer // nil but on a stick
+	stage      *state.Stage         // as installer
 	network    atomic.Pointer[network.Network]
 	trials     *uplink.Trials // of the machine's own network; nil when nothing is declared
 	audit      *audit.Log     // nil where none can be kept
@@ -101,6 +103,7 @@ func serve(ctx context.Context) error {
 	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stdout, nil)))
 	m := newMachine()
 	d := &daemon{machine: m, filtered: make(chan struct{}), looping: make(chan struct{}), kept: make(chan struct{}), assembled: make(chan struct{}), disksRest: make(chan struct{}), timing: make(chan struct{}, 1)}
+	d.takeBackup()
 	d.openStore()
 	if d.store != nil {
 		defer d.store.Close()
@@ -145,6 +148,7 @@ func serve(ctx context.Context) error {
 		go d.keepDisks(life)
 		go d.keepConfigured(life)
 		go d.openSecrets(life)
+		go d.watchTwin(life)
 		go func() {
 			if err := d.workloads(life); err != nil {
 				failed <- fmt.Errorf("run workloads: %w", err)
@@ -324,7 +328,7 @@ func (d *daemon) newServer(id *identity.Identity) (*grpc.Server, error) {
 	o.Support = d.supportEntries()
 	if d.machine.installs {
 		d.installer = d.newInstaller(id)
-		o.Installer = d.installer
+		o.Installer, o.Stage = d.installer, d.stage
 	} else {
 		if d.updates, err = d.newUpdates(); err != nil {
 			return nil, err
@@ -338,6 +342,7 @@ func (d *daemon) newServer(id *identity.Identity) (*grpc.Server, error) {
 		d.images = image.Open(d.client, d.registries)
 		d.volumes = volume.New(volume.Options{Store: d.store, Content: d.images, Freed: d.freed, Log: slog.Default()})
 		d.configure()
+		o.Backups = d.backups(id)
 		o.Traffic, o.Room, o.MachineMemory = d.traffic, room, microvm.Memory
 		o.LastPass = d.lastPass
 		o.WorkloadLink = d.workloadLink

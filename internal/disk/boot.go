@@ -25,6 +25,8 @@ const (
 	// StayFile says that a capsule lives on this disk, also when it can be pulled
 	// out: it's never the medium of an installation.
 	StayFile = "capsule/stay"
+	// RestoreFile is the state of a backup, which a new capsule takes at its first start.
+	RestoreFile = "capsule/restore"
 )
 
 // A Boot is what this boot was started from. Device names hold for this boot only.

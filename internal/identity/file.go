@@ -56,6 +56,30 @@ func clearFolder(dir string) error { return os.RemoveAll(removed(dir)) }
 
 func removed(dir string) string { return dir + ".old" }
 
+// Files gives the files of the identity in dir by name, for a backup. With them in it
+// another folder holds the same identity.
+func Files(dir string) (map[string][]byte, error) {
+	if _, err := read(dir); err != nil {
+		return nil, fmt.Errorf("load identity from %s: %w", dir, err)
+	}
+	files := map[string][]byte{}
+	for _, name := range FileNames {
+		data, err := readFile(filepath.Join(dir, name), listMax)
+		if err == nil {
+			files[name] = data
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+	}
+	return files, nil
+}
+
+// FileNames are all that an identity's folder may hold.
+var FileNames = []string{caCertFile, caKeyFile, operatorsFile, claimedFile}
+
+// Secret is what only this capsule has: its CA's key, as it's in the file of Files.
+func Secret(files map[string][]byte) []byte { return files[caKeyFile] }
+
 func readFile(path string, most int) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {

@@ -19,9 +19,12 @@ import (
 type Options struct {
 	Sysfs string
 	Boot  disk.Boot
-	// Personality of the capsule that is installed: that of the running system.
-	Personality func() (Personality, error)
-	Log         *slog.Logger
+	// Personality of the capsule that is installed: that of the running system, or that
+	// of the backup which was staged under a digest.
+	Personality func(restore string) (Personality, error)
+	// Needs is how many bytes the volumes of that backup have.
+	Needs func(restore string) (uint64, error)
+	Log   *slog.Logger
 }
 
 // An Installer serves one boot of a stick. It installs one capsule: a second one
@@ -43,7 +46,17 @@ func New(o Options) *Installer {
 
 // Plan says what would be done.
 func (i *Installer) Plan(choice Choice) (Plan, error) {
+	need := uint64(0)
+	if choice.Restore != "" {
+		var err error
+		if need, err = i.Needs(choice.Restore); err != nil {
+			return Plan{}, err
+		}
+	}
 	p, err := NewPlan(i.Disks(), choice)
+	if err == nil {
+		err = Holds(p.Disk, need)
+	}
 	return i.once(p, choice, err)
 }
 
@@ -63,10 +76,13 @@ func (i *Installer) Install(ctx context.Context, choice Choice, planned string, 
 		return changed(plan.Disk)
 	}
 	i.Log.Info("install", "disk", plan.Disk.ID(), "name", plan.Disk.Name)
-	if err := i.install(ctx, plan, progress); err != nil {
+	if err := i.install(ctx, plan, choice.Restore, progress); err != nil {
 		return fmt.Errorf("install on disk %s: %w", named(plan.Disk), err)
 	}
 	i.Log.Info("installed", "disk", plan.Disk.ID())
+	if choice.Restore != "" { // the new capsule isn't the one of the stick's seed
+		return nil
+	}
 	if err := i.dropSeed(); err != nil {
 		return fmt.Errorf("disk %s is installed and verified, but a seed may still be on the stick: remove file %q from its first partition, or the next capsule has the same identity: %w",
 			named(plan.Disk), disk.SeedFile, err)
@@ -78,7 +94,7 @@ func changed(c Candidate) error {
 	return fmt.Errorf("disk %s has changed since it was shown: look at it again: %w", named(c), errdefs.ErrAborted)
 }
 
-func (i *Installer) install(ctx context.Context, plan Plan, progress func(Progress)) error {
+func (i *Installer) install(ctx context.Context, plan Plan, restore string, progress func(Progress)) error {
 	target := plan.Disk
 	table, err := disk.NewTable(target.Sector, target.Bytes/uint64(target.Sector))
 	if err != nil {
@@ -88,7 +104,7 @@ func (i *Installer) install(ctx context.Context, plan Plan, progress func(Progre
 	if err != nil {
 		return err
 	}
-	who, err := i.Personality()
+	who, err := i.Personality(restore)
 	if err != nil {
 		return fmt.Errorf("identity of the new capsule: %w", err)
 	}

@@ -23,6 +23,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"capsule/internal/disk"
+	"capsule/internal/lvm"
 )
 
 // A Candidate is a disk of this machine with what is on it.
@@ -37,6 +38,8 @@ type Candidate struct {
 type Choice struct {
 	Disk  string // serial number or worldwide name; "" for the only one that is empty
 	Erase bool   // what is on the disk may be lost
+	// Restore is the digest of a backup that was staged; "" for a new capsule.
+	Restore string
 }
 
 // A Plan is what would be done.
@@ -172,6 +175,26 @@ func UnfitFor(c Candidate, needed uint64) string {
 		return "it tells neither serial number nor worldwide name, so that it can't be told from others"
 	}
 	return ""
+}
+
+// Holds is an error when a capsule on a disk has no room for volumes of so many bytes.
+func Holds(c Candidate, need uint64) error {
+	if need == 0 {
+		return nil
+	}
+	table, err := disk.NewTable(c.Sector, c.Bytes/uint64(c.Sector))
+	if err != nil {
+		return err
+	}
+	perm, err := table.ByName(disk.PERM)
+	if err != nil {
+		return err
+	}
+	if room := lvm.PoolBytes(table.Bytes(perm)); room < need {
+		return fmt.Errorf("disk %s is too small: it has %d MiB for volumes, and those of the backup hold %d MiB: %w",
+			named(c), room>>20, need>>20, errdefs.ErrFailedPrecondition)
+	}
+	return nil
 }
 
 // String is a line for people: what the disk is, and what is on it.

@@ -97,3 +97,22 @@ func TestDigest(t *testing.T) {
 		}
 	}
 }
+
+// A disk has room for the volumes of a backup, or is refused before it's written to.
+func TestHolds(t *testing.T) {
+	for name, tc := range map[string]struct {
+		disk Candidate
+		need uint64
+		fits bool
+	}{
+		"nothing to hold":  {a("sda", "A", 8*gib), 0, true},
+		"some":             {a("sda", "A", 8*gib), gib, true},
+		"more than it has": {a("sda", "A", 8*gib), 8 * gib, false},
+		"a large one":      {blank, 300 * gib, true},
+		"all of a disk":    {blank, 490 * gib, false},
+	} {
+		if err := Holds(tc.disk, tc.need); (err == nil) != tc.fits || err != nil && !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

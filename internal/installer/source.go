@@ -22,8 +22,12 @@ const (
 
 // A Personality is who the new capsule is.
 type Personality struct {
-	Seed      []byte // its authority, with its operators
+	Seed      []byte // its authority, with its operators; nil when Restore has it
 	MachineID string
+	// Restore is a file with the state of the capsule that it's to be; "" for a new one.
+	Restore string
+	// Reclaim is the file of the ESP that lets one more admin in; "" for none.
+	Reclaim string
 }
 
 // espFiles are those of a new capsule: loader, kernel and entry as on the stick that
@@ -76,9 +80,22 @@ func espFiles(dir, running string, root slot.Root, p Personality) (files []fat.F
 	if err != nil {
 		return nil, nil, err
 	}
+	if p.Restore != "" {
+		f, err := os.Open(p.Restore)
+		if err != nil {
+			return nil, nil, err
+		}
+		if err := add(disk.RestoreFile, f); err != nil {
+			return nil, nil, err
+		}
+	} else {
+		files = append(files, fat.Text(disk.SeedFile, p.Seed))
+	}
+	if p.Reclaim != "" {
+		files = append(files, fat.Text(p.Reclaim, []byte("One more admin may be let in.\n")))
+	}
 	return append(files,
 		fat.Text(name, text),
-		fat.Text(disk.SeedFile, p.Seed),
 		fat.Text(disk.MachineIDFile, []byte(strings.TrimSpace(p.MachineID)+"\n")),
 		fat.Text(disk.StayFile, []byte("A capsule lives on this disk.\n")),
 	), closeAll, nil

@@ -20,6 +20,14 @@ type layout struct {
 	perm, pool, metadata uint64
 }
 
+// PoolBytes is how large the pool becomes on a new partition of that size. What the
+// group's own records take is left out, with a rest to spare.
+func PoolBytes(partitionBytes uint64) uint64 {
+	const records = 8 << 20
+	group := partitionBytes - min(partitionBytes, records)
+	return plan(group, group, ExtentBytes).pool
+}
+
 // plan divides a group of this size, of which so much is on PERM, where all of /perm
 // lies. perm gets a fifth of that, between 4 and 64 GiB, but
 // on small disks never more than half. The pool's metadata is 0.05 % between 128

@@ -12,8 +12,9 @@ const keyBytes = chacha20poly1305.KeySize
 
 // machineKey seals and opens values.
 type machineKey struct {
-	id   string
-	aead cipher.AEAD
+	id    string
+	plain []byte
+	aead  cipher.AEAD
 }
 
 func newMachineKey(id string, key []byte) (*machineKey, error) {
@@ -21,7 +22,7 @@ func newMachineKey(id string, key []byte) (*machineKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &machineKey{id: id, aead: aead}, nil
+	return &machineKey{id: id, plain: key, aead: aead}, nil
 }
 
 // bound is what a value is sealed with beside its content, so that one can't be put

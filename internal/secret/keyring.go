@@ -242,3 +242,25 @@ func (k *keyring) state() string {
 	}
 	return "key sealed to the TPM"
 }
+
+// plain gives the file with all keys that can be opened as they are: bound to no
+// machine. Those that are lost, with what was sealed by them, are left out.
+func (k *keyring) plain() ([]byte, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if err := k.load(); err != nil {
+		return nil, err
+	}
+	entries := []entry{}
+	for _, e := range k.entries {
+		key, err := k.open(e)
+		if isLost(err) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		entries = append(entries, entry{ID: e.ID, Plain: key.plain, Why: "it came from a backup"})
+	}
+	return json.Marshal(entries)
+}

@@ -112,6 +112,21 @@ func (b *Book) openAll(name string, sealed *v1.SealedSecret) (map[string][]byte,
 	return values, nil
 }
 
+// Backup gives the machine's keys as they are, bound to no machine, in the form of their
+// file: all those that open what is sealed in the store as save sees it. On a machine
+// with a TPM the next start binds them to it.
+func (b *Book) Backup(save func() error) (keys []byte, err error) {
+	b.sealing.RLock() // no key is dropped meanwhile
+	defer b.sealing.RUnlock()
+	if err := save(); err != nil {
+		return nil, err
+	}
+	if keys, err = b.keys.plain(); err != nil {
+		return nil, fmt.Errorf("open the machine's keys for a backup: %w", err)
+	}
+	return keys, nil
+}
+
 // State tells in a sentence where the machine's key is, for who asks what protects
 // the secrets.
 func (b *Book) State() string { return b.keys.state() }

@@ -45,7 +45,7 @@ func diskOf(c installer.Candidate, unfit string) *capsulev1.Disk {
 
 // PlanInstall writes nothing.
 func (s *installs) PlanInstall(_ context.Context, req *capsulev1.PlanInstallRequest) (*capsulev1.PlanInstallResponse, error) {
-	plan, err := s.Installer.Plan(installer.Choice{Disk: req.GetDisk(), Erase: req.GetErase()})
+	plan, err := s.Installer.Plan(installer.Choice{Disk: req.GetDisk(), Erase: req.GetErase(), Restore: req.GetRestore()})
 	if err != nil {
 		return nil, err
 	}
@@ -67,7 +67,7 @@ func (s *installs) Install(req *capsulev1.InstallRequest, stream grpc.ServerStre
 			cancel(err)
 		}
 	}()
-	err := s.Installer.Install(ctx, installer.Choice{Disk: req.GetDisk(), Erase: req.GetErase()}, req.GetDigest(), p.set)
+	err := s.Installer.Install(ctx, installer.Choice{Disk: req.GetDisk(), Erase: req.GetErase(), Restore: req.GetRestore()}, req.GetDigest(), p.set)
 	p.end()
 	<-sent
 	return err

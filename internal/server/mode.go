@@ -24,6 +24,7 @@ var recoverable = map[string]bool{
 // Services that the installer has: there are no workloads, and nothing to declare.
 var installing = []string{
 	capsulev1.InstallService_ServiceDesc.ServiceName,
+	capsulev1.BackupService_StageRestore_FullMethodName[1:],
 	capsulev1.AccessService_ServiceDesc.ServiceName,
 	capsulev1.CapsuleService_ServiceDesc.ServiceName,
 	capsulev1.DebugService_ServiceDesc.ServiceName,

@@ -83,6 +83,10 @@ type Options struct {
 	Debug func(context.Context, workload.Exec) (int, error)
 	// Disks is nil in recovery mode.
 	Disks Disks
+	// Stage takes backups to be installed; nil but in MODE_INSTALLER.
+	Stage Stage
+	// Backups is nil but in MODE_NORMAL.
+	Backups Backups
 	// Kinds of workloads that have a driver here.
 	Kinds   []string
 	Machine Machine
@@ -146,6 +150,7 @@ func New(o Options) (*grpc.Server, error) {
 	capsulev1.RegisterUpdateServiceServer(s, newUpdates(o))
 	capsulev1.RegisterInstallServiceServer(s, &installs{Options: o})
 	capsulev1.RegisterDiskServiceServer(s, &disks{Options: o})
+	capsulev1.RegisterBackupServiceServer(s, newBackups(o))
 	capsulev1.RegisterCapsuleServiceServer(s, &capsule{Options: o})
 	capsulev1.RegisterDebugServiceServer(s, &debugging{Options: o})
 	capsulev1.RegisterEventServiceServer(s, &events{Options: o})

@@ -43,16 +43,6 @@ func newSupports(o Options) *supports {
 	return &supports{Options: o, collects: make(chan struct{}, collectsMax), captures: make(chan struct{}, capturesMax)}
 }
 
-// place takes one of the places for what takes long; done gives it back.
-func place(places chan struct{}, what string) (done func(), err error) {
-	select {
-	case places <- struct{}{}:
-		return func() { <-places }, nil
-	default:
-		return nil, fmt.Errorf("%d %s are under way, and no more are made at once; try again when one has ended: %w", cap(places), what, errdefs.ErrUnavailable)
-	}
-}
-
 const supportReadme = `What the capsule %s knew of itself at %s, made by "capsulectl capsule support".
 
 Each file tells one thing. Where one could not be had, NAME.error says why.
@@ -66,7 +56,7 @@ are: look through it before you give it to others.
 
 // Collect sends the archive as it is made.
 func (s *supports) Collect(_ *capsulev1.CollectRequest, out capsulev1.SupportService_CollectServer) error {
-	done, err := place(s.collects, "archives")
+	done, err := place(s.collects, "another archive")
 	if err != nil {
 		return err
 	}
@@ -249,7 +239,7 @@ func (s *supports) Capture(req *capsulev1.CaptureRequest, out capsulev1.SupportS
 		return err
 	}
 	about(out.Context(), "link/"+link)
-	done, err := place(s.captures, "captures")
+	done, err := place(s.captures, "another capture")
 	if err != nil {
 		return err
 	}

@@ -282,15 +282,15 @@ func port(address string) string {
 // No more are made at once than there are places.
 func TestPlaces(t *testing.T) {
 	places := make(chan struct{}, 1)
-	done, err := place(places, "captures")
+	done, err := place(places, "another capture")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := place(places, "captures"); err == nil || !strings.Contains(err.Error(), "1 captures are under way") {
+	if _, err := place(places, "another capture"); err == nil || !strings.Contains(err.Error(), "another capture is under way") {
 		t.Errorf("a second one: %v", err)
 	}
 	done()
-	if _, err := place(places, "captures"); err != nil {
+	if _, err := place(places, "another capture"); err != nil {
 		t.Errorf("after it ended: %v", err)
 	}
 }

@@ -57,7 +57,9 @@ func Read(sysfs string, h *v1.DiskHealth) {
 	}
 }
 
-func silent(h *v1.DiskHealth, why string) { h.State, h.Message = v1.DiskHealthState_DISK_HEALTH_STATE_SILENT, why }
+func silent(h *v1.DiskHealth, why string) {
+	h.State, h.Message = v1.DiskHealthState_DISK_HEALTH_STATE_SILENT, why
+}
 
 func asleep(h *v1.DiskHealth) {
 	h.Asleep = true

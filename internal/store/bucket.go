@@ -55,6 +55,21 @@ func (b *Bucket) Each(fn func(key string, value []byte) error) error {
 	})
 }
 
+// Clear removes all keys.
+func (b *Bucket) Clear() error {
+	if b.store.ReadOnly() {
+		return errReadOnly
+	}
+	defer b.store.copier.wake()
+	return b.store.db.Update(func(tx *bolt.Tx) error {
+		kv := tx.Bucket(bucketKV)
+		if kv.Bucket(b.name) == nil {
+			return nil
+		}
+		return kv.DeleteBucket(b.name)
+	})
+}
+
 // Update runs fn in one transaction: all that it writes is on disk when Update
 // returns, or nothing of it after an error of fn.
 func (b *Bucket) Update(fn func(Table) error) error {

@@ -100,6 +100,28 @@ func (s *Store) Copy() error {
 	return nil
 }
 
+// WriteTo writes the store as it is now to a new file at path, and reads it back.
+func (s *Store) WriteTo(path string) error {
+	err := s.writeCopy(path)
+	if err == nil {
+		err = Check(path)
+	}
+	if err != nil {
+		return fmt.Errorf("copy store %s: %w", s.path, err)
+	}
+	return nil
+}
+
+// Check tells whether this version can read the store at path, which nobody has open.
+// Errors that are ErrUnreadable say why not.
+func Check(path string) error {
+	db, err := open(path, true)
+	if err != nil {
+		return err
+	}
+	return db.Close()
+}
+
 func (s *Store) writeCopy(path string) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {

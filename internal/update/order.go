@@ -44,10 +44,10 @@ func older(version string, built int64, than string, thanBuilt int64) bool {
 	return cmp.Or(order, cmp.Compare(built, thanBuilt)) < 0
 }
 
-// follows says whether a system of version may be replaced by one that can follow
+// Follows says whether a system of version may be replaced by one that can follow
 // oldest or newer. A version without order is a development build: whoever makes
 // those knows what fits.
-func follows(version, oldest string) bool {
+func Follows(version, oldest string) bool {
 	if oldest == "" || version == oldest {
 		return true
 	}

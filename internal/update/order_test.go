@@ -48,8 +48,8 @@ func TestFollows(t *testing.T) {
 		{"a0bc083", "v1.3.0", true},
 		{"a0bc083", "a0bc083", true},
 	} {
-		if got := follows(tc.version, tc.oldest); got != tc.want {
-			t.Errorf("follows(%s, %s) = %v", tc.version, tc.oldest, got)
+		if got := Follows(tc.version, tc.oldest); got != tc.want {
+			t.Errorf("Follows(%s, %s) = %v", tc.version, tc.oldest, got)
 		}
 	}
 }

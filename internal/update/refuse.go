@@ -121,7 +121,7 @@ func (m *Manager) order(o *Offer, f bundle.Manifest) error {
 		return fmt.Errorf("version %s runs already, with other content: --force replaces it: %w", f.Version, errdefs.ErrFailedPrecondition)
 	case f.Version == m.Version:
 		return nil
-	case !follows(m.Version, f.Follows):
+	case !Follows(m.Version, f.Follows):
 		return fmt.Errorf("version %s can replace %s or newer, and %s runs: install %s first: %w", f.Version, f.Follows, m.Version, f.Follows, errdefs.ErrFailedPrecondition)
 	case !o.AllowDowngrade && older(f.Version, f.BuiltUnix, m.Version, m.BuiltUnix):
 		return fmt.Errorf("version %s is older than %s, which runs: --allow-downgrade installs it all the same: %w", f.Version, m.Version, errdefs.ErrFailedPrecondition)

@@ -167,6 +167,9 @@ type stand struct {
 // converge makes and grows a volume.
 func (m *Manager) converge(ctx context.Context, obj *v1.Object, r record, made bool) (stand, error) {
 	name, size := obj.Meta.Name, lvm.RoundUp(obj.GetVolume().GetSpec().GetSize())
+	if !made && m.isAwaited(name) {
+		return stand{message: waitsForData}, nil
+	}
 	if !made {
 		if err := m.crowded(); err != nil {
 			return stand{message: plain(err), failed: true, again: crowdedAgain}, nil
@@ -229,6 +232,11 @@ func (m *Manager) leave(ctx context.Context, obj *v1.Object, r record, made bool
 	}
 	if obj.Meta.DeletedAt == nil {
 		return time.Millisecond, nil // the new one is next
+	}
+	if m.isAwaited(name) { // its data is given up
+		if err := m.change(func(c *change) error { return c.dropAwaited(name) }); err != nil {
+			return 0, err
+		}
 	}
 	if swept != nil {
 		return 0, m.show(obj, stand{message: plain(swept)})

@@ -76,6 +76,7 @@ type state struct {
 	volumes   map[string]record
 	snapshots map[string]map[string]snapshot // by volume, by name
 	intents   map[string]intent              // by logical volume
+	awaited   map[string]bool                // volumes whose data is to come from a backup
 }
 
 // newLV is a name that no logical volume ever had: prefix is "vol" or "snap".
@@ -86,7 +87,7 @@ func newLV(prefix, name string) string {
 }
 
 func readState(b *store.Bucket) (state, error) {
-	s := state{volumes: map[string]record{}, snapshots: map[string]map[string]snapshot{}, intents: map[string]intent{}}
+	s := state{volumes: map[string]record{}, snapshots: map[string]map[string]snapshot{}, intents: map[string]intent{}, awaited: map[string]bool{}}
 	err := b.Each(func(key string, value []byte) error {
 		if err := s.read(key, value); err != nil {
 			return fmt.Errorf("%s: %w", key, err)
@@ -103,6 +104,10 @@ func (s *state) read(key string, value []byte) error {
 		err := json.Unmarshal(value, &r)
 		s.volumes[name] = r
 		return err
+	}
+	if name, ok := strings.CutPrefix(key, awaitedKeys); ok {
+		s.awaited[name] = true
+		return nil
 	}
 	if lv, ok := strings.CutPrefix(key, intentKeys); ok {
 		var i intent
@@ -129,7 +134,7 @@ func (s *state) putSnapshot(volume, name string, snap snapshot) {
 
 // clone is a copy that shares nothing that is changed in place.
 func (s *state) clone() state {
-	c := state{volumes: maps.Clone(s.volumes), snapshots: map[string]map[string]snapshot{}, intents: maps.Clone(s.intents)}
+	c := state{volumes: maps.Clone(s.volumes), snapshots: map[string]map[string]snapshot{}, intents: maps.Clone(s.intents), awaited: maps.Clone(s.awaited)}
 	for name, r := range c.volumes {
 		r.Claims = slices.Clone(r.Claims)
 		c.volumes[name] = r

@@ -66,6 +66,13 @@ func (c *change) settle(objs []*v1.Object) error {
 			workloads[obj.GetMeta().GetName()] = true
 		}
 	}
+	for name := range c.state.awaited {
+		if !volumes[name] {
+			if err := c.dropAwaited(name); err != nil {
+				return err
+			}
+		}
+	}
 	for name, r := range c.volumes {
 		if r.UID == "" && !volumes[name] {
 			if err := c.giveUp(name); err != nil {

@@ -11,6 +11,8 @@
 //		record ──claim──▶ claimed ──mount──▶ mounted ──release──▶ record
 //		record ──delete──▶ intent (record gone) ──lvremove──▶ nothing
 //
+//		awaited, after a restore ──▶ intent ──lvcreate, data──▶ record
+//
 //	  - intent: the store names a logical volume that is being made or removed.
 //	    Whatever it is when the machine starts, it is removed then.
 //	  - record: the logical volume is whole, and is this volume. It is made of an

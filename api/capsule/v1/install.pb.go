@@ -302,7 +302,9 @@ type PlanInstallRequest struct {
 	// Serial number or worldwide name; empty for the only disk that is empty.
 	Disk string `protobuf:"bytes,1,opt,name=disk,proto3" json:"disk,omitempty"`
 	// What is on the disk may be lost. Needs its name.
-	Erase         bool `protobuf:"varint,2,opt,name=erase,proto3" json:"erase,omitempty"`
+	Erase bool `protobuf:"varint,2,opt,name=erase,proto3" json:"erase,omitempty"`
+	// Digest of what StageRestore has taken; empty for a new capsule.
+	Restore       string `protobuf:"bytes,3,opt,name=restore,proto3" json:"restore,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -349,6 +351,13 @@ func (x *PlanInstallRequest) GetErase() bool {
 		return x.Erase
 	}
 	return false
+}
+
+func (x *PlanInstallRequest) GetRestore() string {
+	if x != nil {
+		return x.Restore
+	}
+	return ""
 }
 
 type PlanInstallResponse struct {
@@ -419,7 +428,9 @@ type InstallRequest struct {
 	Erase bool                   `protobuf:"varint,2,opt,name=erase,proto3" json:"erase,omitempty"`
 	// As PlanInstall gave it: when something else is on the disk now, nothing is
 	// written.
-	Digest        string `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
+	Digest string `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
+	// As PlanInstall was asked.
+	Restore       string `protobuf:"bytes,4,opt,name=restore,proto3" json:"restore,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -471,6 +482,13 @@ func (x *InstallRequest) GetErase() bool {
 func (x *InstallRequest) GetDigest() string {
 	if x != nil {
 		return x.Digest
+	}
+	return ""
+}
+
+func (x *InstallRequest) GetRestore() string {
+	if x != nil {
+		return x.Restore
 	}
 	return ""
 }
@@ -563,18 +581,20 @@ const file_capsule_v1_install_proto_rawDesc = "" +
 	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\"\x12\n" +
 	"\x10ListDisksRequest\";\n" +
 	"\x11ListDisksResponse\x12&\n" +
-	"\x05disks\x18\x01 \x03(\v2\x10.capsule.v1.DiskR\x05disks\">\n" +
+	"\x05disks\x18\x01 \x03(\v2\x10.capsule.v1.DiskR\x05disks\"X\n" +
 	"\x12PlanInstallRequest\x12\x12\n" +
 	"\x04disk\x18\x01 \x01(\tR\x04disk\x12\x14\n" +
-	"\x05erase\x18\x02 \x01(\bR\x05erase\"m\n" +
+	"\x05erase\x18\x02 \x01(\bR\x05erase\x12\x18\n" +
+	"\arestore\x18\x03 \x01(\tR\arestore\"m\n" +
 	"\x13PlanInstallResponse\x12$\n" +
 	"\x04disk\x18\x01 \x01(\v2\x10.capsule.v1.DiskR\x04disk\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x18\n" +
-	"\aversion\x18\x03 \x01(\tR\aversion\"R\n" +
+	"\aversion\x18\x03 \x01(\tR\aversion\"l\n" +
 	"\x0eInstallRequest\x12\x12\n" +
 	"\x04disk\x18\x01 \x01(\tR\x04disk\x12\x14\n" +
 	"\x05erase\x18\x02 \x01(\bR\x05erase\x12\x16\n" +
-	"\x06digest\x18\x03 \x01(\tR\x06digest\"O\n" +
+	"\x06digest\x18\x03 \x01(\tR\x06digest\x12\x18\n" +
+	"\arestore\x18\x04 \x01(\tR\arestore\"O\n" +
 	"\x0fInstallResponse\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\tR\x04step\x12\x12\n" +
 	"\x04done\x18\x02 \x01(\x04R\x04done\x12\x14\n" +
