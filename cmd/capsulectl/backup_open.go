@@ -51,14 +51,14 @@ func (a *app) openBackup(path string, o OpenOptions) (savedBackup, error) {
 // open begins to read it with all that it stands on.
 func (b savedBackup) open() (c *backup.Chain, done func(), err error) {
 	var files []*os.File
-	done = func() {
+	closeAll := func() {
 		for _, f := range files {
 			f.Close()
 		}
 	}
 	defer func() {
 		if err != nil {
-			done()
+			closeAll()
 		}
 	}()
 	var readers []*backup.Reader
@@ -81,7 +81,7 @@ func (b savedBackup) open() (c *backup.Chain, done func(), err error) {
 		path = filepath.Join(filepath.Dir(b.path), before.file)
 	}
 	c, err = backup.NewChain(readers[0], readers[1:]...)
-	return c, done, b.explain(b.path, err)
+	return c, closeAll, b.explain(b.path, err)
 }
 
 func (b savedBackup) openFile(path string) (*os.File, *backup.Reader, error) {

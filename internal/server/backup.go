@@ -114,12 +114,12 @@ func (w backupWriter) Write(p []byte) (int, error) {
 
 // StageRestore keeps what it's given until it's given another.
 func (s *backups) StageRestore(stream capsulev1.BackupService_StageRestoreServer) error {
-	if s.Stage == nil {
-		return fmt.Errorf("this capsule runs from its own disk: a machine that is started from a stick can be restored: %w", errdefs.ErrFailedPrecondition)
-	}
 	first, err := stream.Recv()
 	if err != nil && !errors.Is(err, io.EOF) {
 		return err
+	}
+	if s.Stage == nil {
+		return fmt.Errorf("this capsule runs from its own disk: a machine that is started from a stick can be restored: %w", errdefs.ErrFailedPrecondition)
 	}
 	if first.GetStart() == nil {
 		return fmt.Errorf("a restore must begin with its start: %w", errdefs.ErrInvalidArgument)

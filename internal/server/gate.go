@@ -99,9 +99,12 @@ const stallMax = 5 * time.Minute
 // owing are the streams whose callers owe all that is waited for. A shell may be
 // silent for days; a push of an update is waited for by itself.
 var owing = map[string]bool{
-	capsulev1.ImageService_Push_FullMethodName:      true,
-	capsulev1.VolumeService_Import_FullMethodName:   true,
-	capsulev1.WorkloadService_CopyTo_FullMethodName: true,
+	capsulev1.BackupService_Backup_FullMethodName:       true,
+	capsulev1.BackupService_FillVolume_FullMethodName:   true,
+	capsulev1.BackupService_StageRestore_FullMethodName: true,
+	capsulev1.ImageService_Push_FullMethodName:          true,
+	capsulev1.VolumeService_Import_FullMethodName:       true,
+	capsulev1.WorkloadService_CopyTo_FullMethodName:     true,
 }
 
 // cutStream ends with its context, which also ends when its operator is revoked:

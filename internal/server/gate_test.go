@@ -146,7 +146,7 @@ func TestAuditOfACutCall(t *testing.T) {
 
 // A stream whose operator is revoked ends, whatever it waits for.
 func TestRevokedStreams(t *testing.T) {
-	g, ctx := newGuarded(t, capsulev1.Role_ROLE_ADMIN, func(o *Options) { o.Volumes, o.Images = newShelf(), struct{ Images }{} }), limit(t)
+	g, ctx := newGuarded(t, capsulev1.Role_ROLE_ADMIN, func(o *Options) { o.Volumes, o.Images, o.Backups = newShelf(), struct{ Images }{}, &safe{} }), limit(t)
 	streams := map[protoreflect.FullName]grpc.ClientStream{}
 	eachMethod(func(m protoreflect.MethodDescriptor) {
 		if !m.IsStreamingClient() {

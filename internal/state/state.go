@@ -39,5 +39,5 @@ func allowed() []string {
 	return files
 }
 
-// ErrNewer: the backup is of a system that is newer than this one.
+// ErrNewer says that the backup is of a system that is newer than this one.
 var ErrNewer = fmt.Errorf("it was made by a newer version of the system, use a stick with that version: %w", errdefs.ErrFailedPrecondition)

@@ -187,5 +187,5 @@ func clean(perm, file string) error {
 	return durable.WriteFile(filepath.Join(perm, markFile), mark, 0o600)
 }
 
-// ErrLeft: the capsule is restored, and the file with its keys could not be removed.
+// ErrLeft says that the capsule is restored, and the file with its keys could not be removed.
 var ErrLeft = errors.New("a file with the capsule's keys is left on the boot partition, and is removed at a later boot")

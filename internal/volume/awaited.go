@@ -69,6 +69,6 @@ func (m *Manager) isAwaited(name string) bool {
 }
 
 func (c *change) dropAwaited(name string) error {
-	delete(c.state.awaited, name)
+	delete(c.awaited, name)
 	return c.table.Delete(awaitedKeys + name)
 }

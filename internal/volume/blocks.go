@@ -160,7 +160,7 @@ func (m *Manager) fillAwaited(ctx context.Context, v Kept, next func() (int64, [
 	if err == nil {
 		defer unlock()
 		err = m.commit(lv, func(c *change) error {
-			if !c.state.awaited[v.Name] { // it was deleted meanwhile
+			if !c.awaited[v.Name] { // it was deleted meanwhile
 				return errNotAwaited
 			}
 			if err := c.dropAwaited(v.Name); err != nil {

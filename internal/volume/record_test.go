@@ -20,6 +20,7 @@ func TestJournal(t *testing.T) {
 		volumes:   map[string]record{"a": {UID: "u", LV: "vol-a.1", Size: 4 << 20, Fresh: true, Claims: []claim{{Workload: "w", Shared: true}}}},
 		snapshots: map[string]map[string]snapshot{"a": {"s": {LV: "snap-a.2", CreatedAt: when, Size: 4 << 20, Scheduled: true, Seq: 3}}},
 		intents:   map[string]intent{"vol-b.3": {LV: "vol-b.3", Purpose: purposeCreate, Volume: "b"}},
+		awaited:   map[string]bool{},
 	}
 	err := m.change(func(c *change) error {
 		return errors.Join(

@@ -66,7 +66,7 @@ func (c *change) settle(objs []*v1.Object) error {
 			workloads[obj.GetMeta().GetName()] = true
 		}
 	}
-	for name := range c.state.awaited {
+	for name := range c.awaited {
 		if !volumes[name] {
 			if err := c.dropAwaited(name); err != nil {
 				return err
