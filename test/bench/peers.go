@@ -146,7 +146,7 @@ func (m peerMachine) arguments() []string {
 		"-machine", "q35", "-accel", "tcg,thread=single", "-cpu", qemu.EmulatedCPU,
 		"-smp", "1", "-m", fmt.Sprintf("%dM", m.memory/mib),
 		"-kernel", m.Kernel, "-initrd", m.Initramfs,
-		"-append", "root=LABEL=" + debianLabel + " ro console=ttyS0,115200 panic=-1 quiet printk.time=1 printk.devkmsg=on bench=" + m.scenario + m.words,
+		"-append", "root=LABEL=" + debianLabel + " ro console=ttyS0,115200 panic=-1 quiet printk.time=1 printk.devkmsg=on systemd.mask=timers.target bench=" + m.scenario + m.words,
 		"-netdev", "user,id=net0", "-device", "virtio-net-pci,netdev=net0,id=nic0,romfile=",
 		"-device", "virtio-rng-pci", "-device", "i6300esb", "-serial", "stdio",
 		"-drive", disk, "-device", "virtio-blk-pci,drive=disk,serial=peer",

@@ -201,11 +201,13 @@ func TestComparison(t *testing.T) {
 	var c comparison
 	c.say("system", "v1", [...]string{"Docker 26", "Podman 5"})
 	c.add("boot", "%.1f s", 2, [...]float64{5, 30})
+	c.add("loss", "%.0f", 8, [...]float64{2, 8})
 	c.add("gone", "%.0f", 0, [...]float64{5, none})
 	const want = `|  | capsule | Docker | Podman | Docker ÷ capsule | Podman ÷ capsule |
 |---|---|---|---|---|---|
 | system | v1 | Docker 26 | Podman 5 |  |  |
 | boot | 2.0 s | 5.0 s | 30.0 s | 2.5 | 15 |
+| loss | 8 | 2 | 8 | 0.25 | 1.0 |
 | gone | 0 | 5 | — |  |  |
 `
 	if diff := cmp.Diff(want, c.String()); diff != "" {

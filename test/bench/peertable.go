@@ -26,11 +26,14 @@ func (c *comparison) add(what, format string, capsule float64, peer [len(peers)]
 	}
 	for _, p := range peer {
 		ratio := ""
-		if capsule > 0 && p > 0 {
-			ratio = fmt.Sprintf("%.2g", p/capsule)
-			if p/capsule >= 10 {
-				ratio = fmt.Sprintf("%.0f", p/capsule)
-			}
+		switch r := p / capsule; {
+		case capsule <= 0 || p <= 0 || math.IsNaN(r):
+		case r < 1:
+			ratio = fmt.Sprintf("%.2f", r)
+		case r < 10:
+			ratio = fmt.Sprintf("%.1f", r)
+		default:
+			ratio = fmt.Sprintf("%.0f", r)
 		}
 		cells = append(cells, ratio)
 	}
