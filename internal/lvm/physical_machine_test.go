@@ -215,7 +215,9 @@ func TestUnmove(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 	rest()
-	<-moved
+	if err := <-moved; !errors.Is(err, context.Canceled) {
+		t.Fatal("moving was not to be stopped:", err)
+	}
 	if err := lvm.Unmove(ctx); err != nil {
 		t.Fatal(err)
 	}
