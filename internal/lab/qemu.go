@@ -68,10 +68,7 @@ func (m *Machine) accelText() string {
 
 // arguments of QEMU. A pure function of the machine.
 func (m *Machine) arguments() []string {
-	cpu, accel := qemu.EmulatedCPU, "tcg,thread=multi"
-	if m.ICount != "" {
-		accel = "tcg,thread=single"
-	}
+	cpu, accel := qemu.EmulatedCPU, qemu.EmulatedAccel
 	if m.Accel == "kvm" {
 		cpu, accel = "host", "kvm"
 	}

@@ -155,7 +155,7 @@ func bootOnce(o options, dir string) (int, error) {
 	up := time.AfterFunc(bootMax, func() { stop(errHung) })
 	defer up.Stop()
 	argv := []string{
-		"-machine", "q35,accel=tcg", "-cpu", qemu.EmulatedCPU, "-smp", "2", "-m", o.memory,
+		"-machine", "q35", "-accel", qemu.EmulatedAccel, "-cpu", qemu.EmulatedCPU, "-smp", "2", "-m", o.memory,
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-kernel", filepath.Join(o.build, "vmlinuz"), "-initrd", filepath.Join(dir, "initrd"),
 		"-append", "console=ttyS1 quiet panic=-1 rdinit=/init transparent_hugepage=madvise",
