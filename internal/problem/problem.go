@@ -83,7 +83,7 @@ func (l *found) disks(i *v1.InfoResponse) {
 		}
 		switch d.GetState() {
 		case v1.DiskHealthState_DISK_HEALTH_STATE_FAILING:
-			l.add(critical, id, `copy what matters off it now, as with "capsulectl volume export", then replace it`, "disk %s fails: %s", name, d.GetMessage())
+			l.add(critical, id, `make a copy now, "capsulectl capsule backup FILE --volumes"; then replace it, "capsulectl capsule disk replace OLD NEW"`, "disk %s fails: %s", name, d.GetMessage())
 		case v1.DiskHealthState_DISK_HEALTH_STATE_WORN:
 			l.add(warning, id, "have a copy of what matters elsewhere, and another disk at hand", "disk %s: %s", name, d.GetMessage())
 		}

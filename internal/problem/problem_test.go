@@ -65,7 +65,7 @@ func TestOf(t *testing.T) {
 				}
 			}, nil,
 			[]string{
-				`critical disk/nvme0n1 | disk nvme0n1 (Fast S1) fails: it takes no more writes | copy what matters off it now, as with "capsulectl volume export", then replace it`,
+				`critical disk/nvme0n1 | disk nvme0n1 (Fast S1) fails: it takes no more writes | make a copy now, "capsulectl capsule backup FILE --volumes"; then replace it, "capsulectl capsule disk replace OLD NEW"`,
 				`warning disk/sda | disk sda: 3 sectors had to be replaced | have a copy of what matters elsewhere, and another disk at hand`,
 			},
 		},
