@@ -138,7 +138,7 @@ func infoFacts(i *capsulev1.InfoResponse, other string) [][]string {
 func clockText(i *capsulev1.InfoResponse) string {
 	c := i.GetClock()
 	if !i.GetClockSynchronized() {
-		return joinState("not set from the network yet", oneLine(c.GetError()))
+		return joinState("not set from the network yet", oneLine(strings.ReplaceAll(c.GetError(), "\n", "; ")))
 	}
 	text := "set from the network"
 	if c.GetCheckedAt() == nil {
