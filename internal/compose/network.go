@@ -10,12 +10,12 @@ import (
 // network maps the mode, and tells of what is asked of single networks: there is one
 // bridge here, on which all names resolve.
 func (s *service) network() {
-	switch mode := s.config.NetworkMode; {
-	case mode == "" || mode == "bridge" || mode == "default":
-	case mode == "host":
+	switch mode := s.config.NetworkMode; mode {
+	case "", "bridge", "default":
+	case "host":
 		s.spec.Network = "host"
 		s.lose(s.at("network_mode"), "the workload has the capsule's network, but others reach only ports that it publishes; write those into ports of the manifest")
-	case mode == "none":
+	case "none":
 		s.spec.Network = "none"
 	default:
 		s.lose(s.at("network_mode"), "%q: no workload is within the network of another one; it has an address of its own, and its traffic does not go through the other one", mode)
