@@ -18,6 +18,7 @@ const (
 
 // places are the lines of a file's fields.
 type places struct {
+	visits  int // of nodes: an alias may lead back to what it stands in
 	lines   map[string]int
 	scalars []scalar
 }
@@ -45,7 +46,7 @@ func newPlaces(data []byte) *places {
 func join(parts ...string) string { return strings.Join(parts, ".") }
 
 func (p *places) add(path string, n *yaml.Node, depth int) {
-	if depth > depthMax || len(p.lines) > placesMax || len(p.scalars) > placesMax {
+	if p.visits++; depth > depthMax || p.visits > placesMax {
 		return
 	}
 	switch n.Kind {
