@@ -39,7 +39,7 @@ func (a *app) recipients(keys []string, file string) ([]crypt.Recipient, error) 
 	for _, key := range keys {
 		found, err := crypt.ParseRecipients(strings.NewReader(key))
 		if err != nil {
-			return nil, &failure{exitUsage, fmt.Errorf("%.80q is no recipient", key), "it looks like age1…, and \"age-keygen\" makes one"}
+			return nil, &failure{exitUsage, fmt.Errorf("%.80q is no recipient", key), "it looks like age1..., and \"age-keygen\" makes one"}
 		}
 		all = append(all, found...)
 	}

@@ -48,7 +48,7 @@ a backup: they are pulled again, and those that were pushed are to be pushed aga
 --verify reads a backup that is there, with all that it stands on, and says what is in
 it; no capsule is asked.`,
 		Example: `  capsulectl capsule backup box.backup
-  capsulectl capsule backup --volumes --recipient age1… /mnt/nas/box/
+  capsulectl capsule backup --volumes --recipient age1... /mnt/nas/box/
   capsulectl capsule backup --volumes --passphrase-file ~/.box.pass box.backup
   capsulectl capsule backup --verify --identity key.txt /mnt/nas/box/`,
 		Args: cobra.ExactArgs(1),
@@ -62,7 +62,7 @@ it; no capsule is asked.`,
 	flags := cmd.Flags()
 	flags.BoolVar(&o.Volumes, "volumes", false, "the data of all volumes too")
 	flags.BoolVar(&o.Full, "full", false, "a whole backup, although an earlier one is in the folder")
-	flags.StringArrayVar(&o.Recipients, "recipient", nil, "public key of age that can open it, age1…; may be given several times")
+	flags.StringArrayVar(&o.Recipients, "recipient", nil, "public key of age that can open it, age1...; may be given several times")
 	flags.BoolVar(&o.Verify, "verify", false, "make none: read the one that is there, or the newest of the folder, to its end")
 	flags.StringVar(&o.Identity, "identity", "", "with --verify, file with the age key that opens it")
 	passphraseFile(cmd, &o.PassphraseFile)

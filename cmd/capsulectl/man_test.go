@@ -72,7 +72,7 @@ func TestRoff(t *testing.T) {
 // man has nothing to complain of, where it is.
 func TestManLints(t *testing.T) {
 	lint, args := "", []string(nil)
-	for program, with := range map[string][]string{"mandoc": {"-T", "lint", "-W", "error"}, "groff": {"-man", "-ww", "-z"}} {
+	for program, with := range map[string][]string{"mandoc": {"-T", "lint", "-W", "error"}, "groff": {"-Kutf8", "-man", "-ww", "-z"}} {
 		if path, err := exec.LookPath(program); err == nil {
 			lint, args = path, with
 		}
