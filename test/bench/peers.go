@@ -143,7 +143,7 @@ func (m peerMachine) arguments() []string {
 	}
 	args := []string{
 		"-name", "peer-" + m.title, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-		"-machine", "q35", "-accel", "tcg,thread=single", "-cpu", qemu.EmulatedCPU,
+		"-machine", "q35", "-accel", qemu.EmulatedAccel, "-cpu", qemu.EmulatedCPU,
 		"-smp", "1", "-m", fmt.Sprintf("%dM", m.memory/mib),
 		"-kernel", m.Kernel, "-initrd", m.Initramfs,
 		"-append", "root=LABEL=" + debianLabel + " ro console=ttyS0,115200 panic=-1 quiet printk.time=1 printk.devkmsg=on systemd.mask=timers.target bench=" + m.scenario + m.words,
