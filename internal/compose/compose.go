@@ -85,6 +85,9 @@ func Convert(ctx context.Context, src Source) (*Result, error) {
 	if src.VolumeSize == 0 {
 		src.VolumeSize = VolumeSizeDefault
 	}
+	if line := circle(src.Data); line != 0 {
+		return nil, fmt.Errorf("read %q: line %d: an alias leads back to what it stands in", src.Name, line)
+	}
 	where := newPlaces(src.Data)
 	if n := where.portsInRanges(); n > portsMax {
 		return nil, fmt.Errorf("read %q: its ranges hold %d ports, at most %d are taken", src.Name, n, portsMax)

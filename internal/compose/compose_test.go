@@ -283,6 +283,8 @@ func TestRefused(t *testing.T) {
 		"bad image":     "services: {web: {image: 'A B'}}",
 		"required":      "services: {web: {image: 'a:${TAG:?}'}}",
 		"merged circle": "x-a: &x {<<: [*x, *x, *x]}\nservices: {web: {image: a}}",
+		"circle of all": ": &x {<<: [*x, *x]}",
+		"circle of one": "services: {web: {image: a}}\n---\nx-a: &x {<<: *x}",
 		"circle":        "x-a: &x [*x, *x, *x]\nservices: {web: {image: a}}",
 		"too large":     strings.Repeat("#", MaxBytes+1),
 		"many ports":    "services: {web: {image: a, ports: ['1-65535:1-65535', '1-65535:1-65535/udp']}}",
@@ -320,6 +322,7 @@ func FuzzConvert(f *testing.F) {
 		f.Add(data)
 	}
 	f.Add([]byte("x-a: &x {<<: [*x, *x]}\nservices: {web: {image: a}}"))
+	f.Add([]byte(": &x {<<: [*x, *x]}"))
 	f.Add([]byte("services: {a: {image: a, volumes: [x], ports: [{target: 80, published: 1-2}], configs: [c]}}\nconfigs: {c: {content: x}}\nvolumes: {x: {external: true}}"))
 	dir := f.TempDir()
 	f.Fuzz(func(t *testing.T, data []byte) {

@@ -42,6 +42,46 @@ func newPlaces(data []byte) *places {
 	return p
 }
 
+// circle finds an alias that leads back to what it stands in, and gives its line, or 0.
+// The library goes round in one that is merged in until its stack ends.
+func circle(data []byte) int {
+	loader, err := yaml.NewLoader(bytes.NewReader(data))
+	if err != nil {
+		return 0
+	}
+	for {
+		var root yaml.Node
+		if loader.Load(&root) != nil {
+			return 0
+		}
+		if line := circleIn(&root, map[*yaml.Node]bool{}); line != 0 {
+			return line
+		}
+	}
+}
+
+// circleIn keeps which nodes it has seen, and whether it is within them.
+func circleIn(n *yaml.Node, within map[*yaml.Node]bool) int {
+	if inside, seen := within[n]; seen {
+		if inside {
+			return max(n.Line, 1)
+		}
+		return 0
+	}
+	within[n] = true
+	children := n.Content
+	if n.Kind == yaml.AliasNode {
+		children = []*yaml.Node{n.Alias}
+	}
+	for _, child := range children {
+		if line := circleIn(child, within); line != 0 {
+			return line
+		}
+	}
+	within[n] = false
+	return 0
+}
+
 // join makes the path of a field.
 func join(parts ...string) string { return strings.Join(parts, ".") }
 
