@@ -129,14 +129,17 @@ func logMachine(t testing.TB, name string) {
 	t.Logf("logs of %s:\n%s", name, out)
 }
 
+// TestShared runs its scripts one after the other: their machine, where it is emulated,
+// is one thread here. Scripts with machines of their own run beside it.
 func TestShared(t *testing.T) {
+	t.Parallel()
 	args := []string{"--memory", "1GiB"}
 	for _, port := range sharedPorts {
 		args = append(args, "--publish", fmt.Sprintf("0:%d", port))
 	}
 	args = append(args, "--publish", "0:5353/udp")
 	if m, err := lab.Attach("", shared); err == nil && m.Running() {
-		t.Run("scripts", func(t *testing.T) { runScripts(t, "testdata/shared", setupShared) })
+		runShared(t)
 		return
 	}
 	if err := up(shared, args...); err != nil {
@@ -157,18 +160,36 @@ func TestShared(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	// A group, so that the parallel scripts end before the machine does.
-	t.Run("scripts", func(t *testing.T) { runScripts(t, "testdata/shared", setupShared) })
+	runShared(t)
 }
 
-func TestOwn(t *testing.T) { runScripts(t, "testdata/own", nil) }
+func runShared(t *testing.T) {
+	t.Run("scripts", func(t *testing.T) { testscript.RunT(oneByOne{t}, scripts("testdata/shared", setupShared)) })
+}
+
+// oneByOne is a test whose scripts do not run beside each other.
+type oneByOne struct{ *testing.T }
+
+func (oneByOne) Parallel() {}
+
+func (o oneByOne) Run(name string, f func(testscript.T)) {
+	o.T.Run(name, func(t *testing.T) { f(oneByOne{t}) })
+}
+
+func (oneByOne) Verbose() bool { return testing.Verbose() }
+
+func TestOwn(t *testing.T) {
+	t.Parallel()
+	testscript.Run(t, scripts("testdata/own", nil))
+}
 
 // TestNested starts guests within an emulated machine. Beside another machine they
 // get a part of a processor, and a start that takes two minutes takes twenty.
-func TestNested(t *testing.T) { runScripts(t, "testdata/nested", nil) }
+func TestNested(t *testing.T) { testscript.Run(t, scripts("testdata/nested", nil)) }
 
-func runScripts(t *testing.T, dir string, setup func(*testscript.Env) error) {
-	testscript.Run(t, testscript.Params{
+// scripts are those of a folder.
+func scripts(dir string, setup func(*testscript.Env) error) testscript.Params {
+	return testscript.Params{
 		Dir: dir,
 		Setup: func(env *testscript.Env) error {
 			for name, value := range environment() {
@@ -185,7 +206,7 @@ func runScripts(t *testing.T, dir string, setup func(*testscript.Env) error) {
 		Condition:           condition,
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
-	})
+	}
 }
 
 func setupShared(env *testscript.Env) error {
