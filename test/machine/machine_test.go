@@ -183,9 +183,12 @@ func TestOwn(t *testing.T) {
 	testscript.Run(t, scripts("testdata/own", nil))
 }
 
-// TestNested starts guests within an emulated machine. Beside another machine they
-// get a part of a processor, and a start that takes two minutes takes twenty.
-func TestNested(t *testing.T) { testscript.Run(t, scripts("testdata/nested", nil)) }
+// TestNested starts guests within an emulated machine: each in a part of the thread that
+// the machine is. Of such machines no more run beside each other than there are processors.
+func TestNested(t *testing.T) {
+	t.Parallel()
+	testscript.Run(t, scripts("testdata/nested", nil))
+}
 
 // scripts are those of a folder.
 func scripts(dir string, setup func(*testscript.Env) error) testscript.Params {
