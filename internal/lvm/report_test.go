@@ -9,6 +9,9 @@ import (
 
 // A table that can't be had hides none of the others.
 func TestReport(t *testing.T) {
+	if _, err := os.Stat("/bin/sh"); err != nil {
+		t.Skip("the lvm of this test is a shell script, and there is no shell")
+	}
 	dir := t.TempDir()
 	program := "#!/bin/sh\n[ $1 = vgs ] && { echo 'no group' >&2; exit 5; }\necho table of $1\n"
 	if err := os.WriteFile(filepath.Join(dir, "lvm"), []byte(program), 0o755); err != nil {
