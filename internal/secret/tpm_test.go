@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -57,11 +58,13 @@ func (s *software) start(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), startMax)
 	defer cancel()
 	for {
-		if _, err := os.Stat(s.socket); err == nil {
+		// The socket's file is there a moment before anybody is let in.
+		if conn, err := net.Dial("unix", s.socket); err == nil {
+			conn.Close()
 			return
 		}
 		if await.Pause(ctx, 10*time.Millisecond) != nil {
-			t.Fatalf("swtpm has no socket after %v", startMax)
+			t.Fatalf("swtpm lets nobody in after %v", startMax)
 		}
 	}
 }
