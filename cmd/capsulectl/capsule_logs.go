@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"strings"
 	"time"
 
@@ -65,29 +63,15 @@ func runCapsuleLogs(ctx context.Context, a *app, o CapsuleLogsOptions, service s
 	}
 	request := &capsulev1.CapsuleServiceLogsRequest{Service: service, Follow: o.Follow, Tail: o.Tail, Since: since, ThisBoot: o.Boot}
 	p := &systemLogPrinter{ui: a.ui, service: service, timestamps: o.Timestamps}
-	var breaks patience
-	for {
-		answered, err := readSystemLog(ctx, a, request, p)
-		switch {
-		case err == nil:
-			return nil
-		case ctx.Err() != nil && o.Follow:
-			return nil // ending a follow is no failure
-		case !o.Follow || !isBreak(err) || !answered && breaks.never():
-			return err
-		}
-		if breaks.tell(a.ui, answered) {
-			return err
-		}
+	return readLog(ctx, a.ui, o.Follow, func() (bool, error) { return readSystemLog(ctx, a, request, p) }, func() {
 		if since := p.since(); since != nil {
 			// What the last boot wrote until its end is wanted, too.
 			request.Tail, request.Since, request.ThisBoot = -1, since, false
 		}
-		pause(ctx, followAgain)
-	}
+	})
 }
 
-// readSystemLog prints what comes; answered tells whether the capsule let us in.
+// readSystemLog prints what comes, as printAll.
 func readSystemLog(ctx context.Context, a *app, request *capsulev1.CapsuleServiceLogsRequest, p *systemLogPrinter) (answered bool, err error) {
 	c, err := a.dial()
 	if err != nil {
@@ -97,20 +81,7 @@ func readSystemLog(ctx context.Context, a *app, request *capsulev1.CapsuleServic
 	if err != nil {
 		return false, err
 	}
-	header, err := stream.Header()
-	answered = err == nil && header != nil
-	for {
-		line, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			return answered, nil
-		}
-		if err != nil {
-			return answered, err
-		}
-		if err := p.print(line); err != nil {
-			return answered, err
-		}
-	}
+	return printAll(stream, p.print)
 }
 
 // systemLogPrinter writes lines of the system's own services.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	grpcstatus "google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -67,22 +68,47 @@ func runWorkloadLogs(ctx context.Context, a *app, o LogsOptions, name string) er
 	}
 	p := &logPrinter{ui: a.ui, timestamps: o.Timestamps}
 	request := &capsulev1.LogsRequest{Name: name, Follow: o.Follow, Tail: o.Tail, Since: since, Serial: o.Serial}
+	return readLog(ctx, a.ui, o.Follow, func() (bool, error) { return readLogs(ctx, a, request, p) }, func() { p.resume(request) })
+}
+
+// readLog reads a log to its end. One that is followed is read again after a break, for
+// which resume changes what is asked for; answered tells whether the capsule let us in.
+func readLog(ctx context.Context, u *ui, follow bool, read func() (answered bool, err error), resume func()) error {
 	var breaks patience
 	for {
-		answered, err := readLogs(ctx, a, request, p)
+		answered, err := read()
 		switch {
 		case err == nil:
 			return nil
-		case ctx.Err() != nil && o.Follow:
+		case ctx.Err() != nil && follow:
 			return nil // ending a follow is no failure
-		case !o.Follow || !isBreak(err) || !answered && breaks.never():
+		case !follow || !isBreak(err) || !answered && breaks.never():
 			return err
 		}
-		if breaks.tell(a.ui, answered) {
+		if breaks.tell(u, answered) {
 			return err
 		}
-		p.resume(request)
+		resume()
 		pause(ctx, followAgain)
+	}
+}
+
+// printAll prints the pieces of a log; answered tells whether the capsule let us in,
+// though there may be nothing to print.
+func printAll[T any](stream grpc.ServerStreamingClient[T], print func(*T) error) (answered bool, err error) {
+	header, err := stream.Header()
+	answered = err == nil && header != nil
+	for {
+		piece, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return answered, nil
+		}
+		if err != nil {
+			return answered, err
+		}
+		if err := print(piece); err != nil {
+			return answered, err
+		}
 	}
 }
 
@@ -134,8 +160,7 @@ func parseSince(s string, now time.Time) (*timestamppb.Timestamp, error) {
 	return timestamppb.New(t), nil
 }
 
-// readLogs prints what comes; answered tells whether the capsule let us in, though
-// there may be nothing to print.
+// readLogs prints what comes, as printAll.
 func readLogs(ctx context.Context, a *app, request *capsulev1.LogsRequest, p *logPrinter) (answered bool, err error) {
 	c, err := a.dial()
 	if err != nil {
@@ -145,20 +170,7 @@ func readLogs(ctx context.Context, a *app, request *capsulev1.LogsRequest, p *lo
 	if err != nil {
 		return false, err
 	}
-	header, err := stream.Header()
-	answered = err == nil && header != nil
-	for {
-		piece, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			return answered, nil
-		}
-		if err != nil {
-			return answered, err
-		}
-		if err := p.print(piece); err != nil {
-			return answered, err
-		}
-	}
+	return printAll(stream, p.print)
 }
 
 // logTimeFormat is before each line with --timestamps.
