@@ -55,29 +55,21 @@ func sessions(t *testing.T) *Sessions {
 	return New(Options{Tools: tools, Group: cgroup.Group(group)})
 }
 
-// output is written to and looked at side by side.
+// output tells when more was written to it.
 type output struct {
-	mu   sync.Mutex
-	b    bytes.Buffer
+	imagetest.Output
 	more chan struct{}
 }
 
 func newOutput() *output { return &output{more: make(chan struct{}, 1)} }
 
 func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
+	n, err := o.Output.Write(p)
 	select {
 	case o.more <- struct{}{}:
 	default:
 	}
-	return o.b.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.String()
+	return n, err
 }
 
 // until waits for a text.
