@@ -71,14 +71,14 @@ func (g Group) LimitMemory(all Group) error {
 func (g Group) Kill() error { return g.Set("cgroup.kill", "1") }
 
 // End ends all processes in the group and those below it, and waits until the kernel
-// says that none is left, at most for the limit.
+// says that none is left, at most for the limit. A group that is gone has none.
 func (g Group) End(limit time.Duration) error {
 	if err := g.Kill(); err != nil {
-		return fmt.Errorf("kill group %q: %w", g, err)
+		return g.unlessGone(fmt.Errorf("kill group %q: %w", g, err))
 	}
 	events, err := os.Open(filepath.Join(string(g), "cgroup.events"))
 	if err != nil {
-		return err
+		return g.unlessGone(err)
 	}
 	defer events.Close()
 	for deadline := time.Now().Add(limit); ; {
@@ -94,6 +94,14 @@ func (g Group) End(limit time.Duration) error {
 		fds := []unix.PollFd{{Fd: int32(events.Fd()), Events: unix.POLLPRI}} //nolint:gosec // a small number
 		_, _ = unix.Poll(fds, int(left.Milliseconds())+1)                    // a signal just looks again
 	}
+}
+
+// unlessGone is the error, or nil where somebody has removed the group meanwhile.
+func (g Group) unlessGone(err error) error {
+	if _, statErr := os.Stat(string(g)); os.IsNotExist(statErr) {
+		return nil
+	}
+	return err
 }
 
 // Set writes a file of the group, which has to be there.

@@ -85,7 +85,7 @@ func (s *Sessions) prepare(memory uint64) error {
 	left, err := filepath.Glob(filepath.Join(string(s.group), "session-*"))
 	errs = append(errs, err)
 	for _, dir := range left {
-		errs = append(errs, os.Remove(dir))
+		errs = append(errs, remove(dir))
 	}
 	if memory > 0 {
 		most := max(memoryMin, memory/memoryPart)
@@ -139,7 +139,7 @@ func (s *Sessions) enter() (cgroup.Group, error) {
 func (s *Sessions) leave(group cgroup.Group) {
 	err := group.End(endMax)
 	if err == nil {
-		err = os.Remove(string(group))
+		err = remove(string(group))
 	}
 	if err != nil {
 		slog.Error("end a debug session", "error", err)
@@ -147,6 +147,14 @@ func (s *Sessions) leave(group cgroup.Group) {
 	s.mu.Lock()
 	s.running--
 	s.mu.Unlock()
+}
+
+// remove removes a session's group, which the session or the next daemon may have done.
+func remove(dir string) error {
+	if err := os.Remove(dir); !os.IsNotExist(err) {
+		return err
+	}
+	return nil
 }
 
 // environment of a command; that of the tools and the caller's own come on top.
